@@ -1,0 +1,420 @@
+"""The only file that touches Arrow's buffers: columns to flat arrays with spans, and back.
+
+Facts that decide the code here. `ListArray.flatten()` drops what null rows own
+while the offsets still count it, so values, offsets and validity are read by
+themselves. `validate()` misses wild offsets, so every span is checked against
+the values before a kernel sees it. Counts of nulls may be stale, so bitmaps are
+read. What a null row owns is garbage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from aq2_pipeline.errors import InputTypeError, InputValueError
+from aq2_pipeline.layout import FLOATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from aq2_pipeline.errors import Aq2Error
+
+    Array = NDArray[Any]
+
+_NUMPY_OF_DTYPE = {"f32": "<f4", "f64": "<f8", "f16": "<f2", "bf16": "<u2"}
+_TAKEN = "a list, large_list, fixed_size_list or list view of float16, float32, float64 or decimal, or binary"
+
+
+@dataclass
+class Weights:
+    """A column of weights as a flat buffer and spans.
+
+    Attributes
+    ----------
+    values : float32 array, read-only
+        The caller's own buffer wherever it holds aligned float32.
+    starts, stops : int64 arrays
+        The span of each row in `values`; empty where the row is null or failed.
+    valid : bool array
+        False for null and failed rows.
+    shape : tuple of int or None
+        The shape that the column's type gives every row.
+    nulls : int64 array
+        Positions in `values` of null elements, ascending.
+    source : array or None
+        The float64 values that `values` were rounded from.
+    failures : dict
+        Row -> what is wrong with it.
+    """
+
+    values: Array
+    starts: Array
+    stops: Array
+    valid: Array
+    shape: tuple[int, ...] | None = None
+    nulls: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    source: Array | None = None
+    failures: dict[int, Aq2Error] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> Array:
+        """Weights a row; int64."""
+        return self.stops - self.starts
+
+    def fail_null_elements(self) -> None:
+        """Set aside every row that holds a null element."""
+        first = np.searchsorted(self.nulls, self.starts)
+        for row in np.flatnonzero(self.valid & (first < np.searchsorted(self.nulls, self.stops))):
+            position = int(self.nulls[first[row]] - self.starts[row])
+            error = InputValueError("an element is null", "fill it, or filter the row out")
+            self.fail(int(row), error.at(position=position))
+
+    def fail(self, row: int, error: Aq2Error) -> None:
+        """Set a row aside with the reason; the first reason stays."""
+        self.failures.setdefault(row, error.at(row=row))
+        self.valid[row] = False
+        self.starts[row] = self.stops[row] = 0
+
+
+def validity(array: pa.Array) -> Array:
+    """Return which rows are not null, read from the bitmap itself."""
+    n = len(array)
+    if pt.is_null(array.type):
+        return np.zeros(n, bool)
+    bitmap = array.buffers()[0]
+    if bitmap is None or n == 0:
+        return np.ones(n, bool)
+    first = array.offset
+    if bitmap.size * 8 < first + n:
+        msg = "the validity bitmap is shorter than the column"
+        raise InputValueError(msg)
+    bits = np.frombuffer(bitmap, np.uint8)[first // 8 : (first + n + 7) // 8]
+    return np.unpackbits(bits, bitorder="little")[first % 8 : first % 8 + n].view(bool)
+
+
+def _elements(buffer: pa.Buffer | None, dtype: Any, first: int, n: int) -> Array:
+    """Return `n` elements of a buffer from element `first`; an error where it is too short."""
+    kind = np.dtype(dtype)
+    if n == 0:
+        return np.empty(0, kind)
+    if buffer is None or first < 0 or buffer.size < (first + n) * kind.itemsize:
+        msg = "a buffer is shorter than the column that it belongs to"
+        raise InputValueError(msg)
+    return np.frombuffer(buffer, kind, n, first * kind.itemsize)
+
+
+def _spans(array: pa.Array) -> tuple[Array, Array]:
+    """Return (starts, stops) of a list or binary column in its values, unchecked; int64."""
+    kind, n, first, buffers = array.type, len(array), array.offset, array.buffers()
+    if pt.is_fixed_size_list(kind) or pt.is_fixed_size_binary(kind):
+        width = kind.list_size if pt.is_fixed_size_list(kind) else kind.byte_width
+        offsets = (np.arange(n + 1, dtype=np.int64) + first) * width
+        return offsets[:-1].copy(), offsets[1:].copy()
+    if pt.is_list_view(kind) or pt.is_large_list_view(kind):
+        wide = np.int64 if pt.is_large_list_view(kind) else np.int32
+        starts = _elements(buffers[1], wide, first, n).astype(np.int64)
+        return starts, starts + _elements(buffers[2], wide, first, n)
+    wide = np.int64 if pt.is_large_list(kind) or pt.is_large_binary(kind) or pt.is_large_string(kind) else np.int32
+    offsets = _elements(buffers[1], wide, first, n + 1 if n else 0).astype(np.int64)
+    return offsets[:-1].copy(), offsets[1:].copy()
+
+
+def _checked(weights: Weights, size: int) -> None:
+    """Empty the spans of null rows; set aside rows whose span is not in the values."""
+    weights.starts[~weights.valid] = 0
+    weights.stops[~weights.valid] = 0
+    bad = (weights.starts < 0) | (weights.stops < weights.starts) | (weights.stops > size)
+    for row in np.flatnonzero(bad):
+        weights.fail(int(row), InputValueError("the row's offsets do not address the column's values"))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's five kinds of list."""
+    return any(
+        test(kind)
+        for test in (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
+    )
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's four kinds of binary."""
+    return any(test(kind) for test in (pt.is_binary, pt.is_large_binary, pt.is_fixed_size_binary, pt.is_binary_view))
+
+
+def read_weights(array: pa.Array, dtype: str | None = None, active: Array | None = None) -> Weights:
+    """Read a column of weights.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+        Any type that the contract takes.
+    dtype : {"f32", "f16", "bf16", "f64"}, optional
+        What Binary or UInt16 weights hold; float32 where nothing is said.
+    active : bool array, optional
+        Rows to read; the others come back as null.
+
+    Raises
+    ------
+    InputTypeError
+        For a type that is not taken.
+    """
+    valid = validity(array) if active is None else validity(array) & active
+    if pt.is_null(array.type):
+        none = np.zeros(len(array), np.int64)
+        return Weights(_frozen(np.empty(0, np.float32)), none, none.copy(), valid)
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        return _read_tensors(array, dtype, active)
+    if is_binary(array.type):
+        return _read_binary(array, dtype or "f32", valid)
+    if not is_list(array.type) or isinstance(array.type, pa.BaseExtensionType):
+        msg = f"weights are {array.type}"
+        raise InputTypeError(msg, f"expected {_TAKEN}")
+    return _read_lists(array, dtype, valid)
+
+
+def _read_tensors(array: pa.Array, dtype: str | None, active: Array | None) -> Weights:
+    order = array.type.permutation
+    if order is not None and list(order) != sorted(order):
+        msg = f"weights are a tensor column with the permutation {list(order)}"
+        raise InputTypeError(msg, "store them in row-major order")
+    weights = read_weights(array.storage, dtype, active)
+    weights.shape = nested_shape(array.type)
+    return weights
+
+
+def _read_lists(array: pa.Array, dtype: str | None, valid: Array) -> Weights:
+    starts, stops = _spans(array)
+    weights = Weights(np.empty(0, np.float32), starts, stops, valid)
+    child = array.values
+    _checked(weights, len(child))
+    nulls = _null_positions(child)
+    while pt.is_fixed_size_list(array.type) and pt.is_fixed_size_list(child.type):
+        width, first, n = child.type.list_size, child.offset, len(child)
+        weights.starts *= width
+        weights.stops *= width
+        child = child.values.slice(first * width, n * width)
+        inside = (nulls[:, None] * width + np.arange(width)).ravel()
+        nulls = np.union1d(inside, _null_positions(child))
+    _refuse_element_type(child.type, dtype, array.type)
+    weights.shape = nested_shape(array.type)
+    weights.nulls = nulls
+    _convert(weights, child, dtype)
+    return weights
+
+
+def _null_positions(child: pa.Array) -> Array:
+    if pt.is_null(child.type):
+        return np.arange(len(child))
+    return np.flatnonzero(~validity(child)) if child.buffers()[0] is not None else np.empty(0, np.int64)
+
+
+def _refuse_element_type(kind: pa.DataType, dtype: str | None, whole: pa.DataType) -> None:
+    if pt.is_uint16(kind) and dtype in ("f16", "bf16"):
+        return
+    if pt.is_uint16(kind):
+        msg = f"weights are {whole}"
+        raise InputTypeError(msg, "say what the 16 bits hold in the scheme, e.g. 'int4_g128@bf16' or '@f16'")
+    if pt.is_integer(kind):
+        msg = f"weights are {whole}"
+        raise InputTypeError(msg, "cast them to a list of float32, e.g. FLOAT[] or pl.List(pl.Float32)")
+    if not (pt.is_floating(kind) or pt.is_decimal(kind)):
+        msg = f"weights are {whole}"
+        raise InputTypeError(msg, f"expected {_TAKEN}")
+    if dtype is not None:
+        msg = f"weights are {whole}, and the scheme says @{dtype}"
+        raise InputTypeError(msg, "an input dtype is for binary and uint16 weights; leave it out")
+
+
+def _convert(weights: Weights, child: pa.Array, dtype: str | None) -> None:
+    """Fill `values`: the caller's buffer where it is float32, else an exact or rounded copy of what is used."""
+    kind, n = child.type, len(child)
+    if pt.is_decimal(kind):
+        child, kind = child.cast(pa.float64()), pa.float64()
+    raw = _elements(child.buffers()[1], kind.to_pandas_dtype(), child.offset, n)
+    if pt.is_float32(kind) and raw.flags.aligned:
+        weights.values = _frozen(raw)
+        return
+    used = weights.valid & (weights.stops > weights.starts)
+    low = int(weights.starts[used].min()) if used.any() else 0
+    high = int(weights.stops[used].max()) if used.any() else 0
+    weights.starts[used] -= low
+    weights.stops[used] -= low
+    weights.nulls = weights.nulls[(weights.nulls >= low) & (weights.nulls < high)] - low
+    source = raw[low:high]
+    weights.values = _frozen(_float32_of(source, dtype))
+    if source.dtype == np.float64:
+        weights.source = source
+
+
+def _float32_of(raw: Array, dtype: str | None) -> Array:
+    if dtype == "bf16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "f16":
+        raw = raw.view(np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is found
+        return raw.astype(np.float32)
+
+
+def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:
+    kind = np.dtype(_NUMPY_OF_DTYPE[dtype])
+    weights = read_bytes(array, valid)
+    data = weights.values
+    for row in np.flatnonzero(weights.lengths % kind.itemsize):
+        n = int(weights.lengths[row])
+        weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights"))
+    data = _aligned(weights, data, kind.itemsize).view(kind)
+    weights.values = _frozen(data if dtype == "f32" else _float32_of(data, dtype))
+    if dtype == "f64":
+        weights.source = data
+    return weights
+
+
+def _aligned(weights: Weights, data: Array, size: int) -> Array:
+    """Turn spans from bytes to elements; return whole aligned elements, the caller's where rows allow it."""
+    used = weights.stops > weights.starts
+    shift = -data.ctypes.data % size
+    if np.any((weights.starts[used] - shift) % size):
+        shift = 0
+        rows = zip(weights.starts[used], weights.stops[used], strict=True)
+        data = np.concatenate([data[a:b] for a, b in rows])
+        lengths = weights.lengths
+        weights.stops = np.cumsum(lengths)
+        weights.starts = weights.stops - lengths
+    weights.starts, weights.stops = ((ends - shift) // size for ends in (weights.starts, weights.stops))
+    weights.starts[~used] = weights.stops[~used] = 0
+    return data[shift : shift + (data.size - shift) // size * size]
+
+
+def read_bytes(array: pa.Array, valid: Array) -> Weights:
+    """Read a binary column as uint8 values with spans.
+
+    Raises
+    ------
+    InputTypeError
+        If it is not binary.
+    """
+    if pt.is_null(array.type):
+        array = pa.nulls(len(array), pa.large_binary())
+    if not is_binary(array.type):
+        msg = f"quantized_data is {array.type}"
+        raise InputTypeError(msg, "expected binary")
+    if pt.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    starts, stops = _spans(array)
+    buffer = array.buffers()[-1]
+    data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
+    weights = Weights(_frozen(data), starts, stops, validity(array) & valid)
+    _checked(weights, data.size)
+    return weights
+
+
+def read_lists(array: pa.Array, name: str) -> list[list[Any] | None]:
+    """Read a column of short lists of integers as Python lists; None where the row is null.
+
+    Raises
+    ------
+    InputTypeError
+        If it is no list of integers.
+    """
+    if pt.is_null(array.type):
+        return [None] * len(array)
+    kind = array.type
+    if not is_list(kind) or not (pt.is_integer(kind.value_type) or pt.is_null(kind.value_type)):
+        msg = f"{name} is {kind}"
+        raise InputTypeError(msg, "expected a list of integers")
+    spans = Weights(np.empty(0, np.float32), *_spans(array), validity(array))
+    _checked(spans, len(array.values))
+    flat = array.values.to_pylist() if len(array) else []
+    rows = zip(spans.starts.tolist(), spans.stops.tolist(), spans.valid.tolist(), strict=True)
+    return [flat[a:b] if ok else None for a, b, ok in rows]
+
+
+def nested_shape(kind: pa.DataType) -> tuple[int, ...] | None:
+    """Return the shape that a type gives every row: a tensor's, or that of nested fixed-size lists."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return tuple(kind.shape)
+    shape = []
+    while pt.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    return tuple(shape) if len(shape) > 1 else None
+
+
+def n_weights(shape: Sequence[int | None]) -> int:
+    """Return the product of a shape; -1 where an axis is null or negative."""
+    if any(axis is None or axis < 0 for axis in shape):
+        return -1
+    return math.prod(axis for axis in shape if axis is not None)
+
+
+def decoded(array: pa.Array) -> pa.Array:
+    """Return a column without its dictionary."""
+    return array.cast(array.type.value_type) if pt.is_dictionary(array.type) else array
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+
+def offsets_of(sizes: Array) -> Array:
+    """Return n + 1 offsets of n sizes."""
+    offsets = np.zeros(sizes.size + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
+
+
+def _bitmap(valid: Array) -> pa.Buffer | None:
+    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def float_lists(offsets: Array, values: Array, valid: Array) -> pa.Array:
+    """Build a large_list<float32> over a NumPy buffer, without a copy."""
+    child = pa.Array.from_buffers(pa.float32(), values.size, [None, pa.py_buffer(values)])
+    buffers = [_bitmap(valid), pa.py_buffer(offsets)]
+    return pa.Array.from_buffers(FLOATS, valid.size, buffers, children=[child])
+
+
+def binaries(offsets: Array, data: Array, valid: Array) -> pa.Array:
+    """Build a large_binary over a NumPy buffer, without a copy."""
+    buffers = [_bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), valid.size, buffers)
+
+
+def integers(values: Array, valid: Array) -> pa.Array:
+    """Build an int64 column over a NumPy buffer."""
+    return pa.Array.from_buffers(pa.int64(), valid.size, [_bitmap(valid), pa.py_buffer(values)])
+
+
+def doubles(values: Array, valid: Array) -> pa.Array:
+    """Build a float64 column over a NumPy buffer."""
+    return pa.Array.from_buffers(pa.float64(), valid.size, [_bitmap(valid), pa.py_buffer(values)])
+
+
+def texts(names: Sequence[str], index: Array, valid: Array) -> pa.Array:
+    """Build a large_string column: row i is `names[index[i]]`."""
+    if len(names) == 1:  # a million equal names in one stroke
+        one = np.frombuffer(names[0].encode(), np.uint8)
+        offsets = np.arange(valid.size + 1, dtype=np.int64) * one.size
+        buffers = [_bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(np.tile(one, valid.size))]
+        return pa.Array.from_buffers(pa.large_string(), valid.size, buffers)
+    chosen = pa.array(index, mask=~valid)
+    return pa.array(list(names) or [""], pa.large_string()).take(chosen)
+
+
+def structs(kind: pa.StructType, fields: Sequence[pa.Array], valid: Array) -> pa.StructArray:
+    """Build a struct column; the children of a null row are null too."""
+    buffers = [_bitmap(valid)]
+    return pa.Array.from_buffers(kind, valid.size, buffers, children=list(fields))
+
+
+def _frozen(values: Array) -> Array:
+    view = values.view()
+    view.flags.writeable = False
+    return view

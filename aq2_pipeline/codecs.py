@@ -1,0 +1,135 @@
+"""Codecs: what turns a row of weights into bytes and back. A scheme is a codec with parameters.
+
+Every codec has the same kernels, loaded and compiled at its first use:
+`encode(values, row_length, params, importance, data, scales, zero_points) -> status`,
+`decode(data, scales, zero_points, row_length, params, values) -> status` and
+`error(values, row_length, params, importance, lanes, sums) -> status`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+__all__ = ["ASYMMETRIC", "IDENTITY", "SYMMETRIC", "Codec", "Sizes"]
+
+
+class Sizes(NamedTuple):
+    """What rows take: bytes of data, scales, zero points; int64, one entry a row."""
+
+    data: Ints
+    scales: Ints
+    zero_points: Ints
+
+    @property
+    def n_bytes(self) -> Ints:
+        """Bytes a row: data, and four for each scale and zero point."""
+        return self.data + 4 * (self.scales + self.zero_points)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A pair of kernels, the sizes of what they write, and where a row may be cut.
+
+    Attributes
+    ----------
+    name : str
+        The codec's name; it is not stored.
+    module : str
+        The module that holds its kernels.
+    encode_name, decode_name, error_name : str
+        The kernels there.
+    sizes : callable
+        ``sizes(lengths, row_lengths, params) -> Sizes``.
+    piece : callable
+        ``piece(row_length, params)``: the number of weights at whose multiples a
+        matrix row may be cut, so that the pieces encode as the whole does; 0 if
+        not even between matrix rows.
+    """
+
+    name: str
+    module: str
+    encode_name: str
+    decode_name: str
+    error_name: str
+    sizes: Callable[[Ints, Ints, tuple[int, ...]], Sizes]
+    piece: Callable[[int, tuple[int, ...]], int]
+
+    def _kernel(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.module), name).compiled
+
+    @functools.cached_property
+    def encode(self) -> Any:
+        """The compiled encoder."""
+        return self._kernel(self.encode_name)
+
+    @functools.cached_property
+    def decode(self) -> Any:
+        """The compiled decoder."""
+        return self._kernel(self.decode_name)
+
+    @functools.cached_property
+    def error(self) -> Any:
+        """The compiled encoder and decoder in one, which only sums the errors."""
+        return self._kernel(self.error_name)
+
+
+def _group_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> tuple[Ints, Ints]:
+    """Return (bytes, groups) a row of an integer scheme; see `kernels.integer` for the layout."""
+    bits, group = params
+    rows = lengths if group < 0 else row_lengths
+    size = np.minimum(group, rows) if group > 0 else rows
+    n_rows, n_whole = lengths // np.maximum(rows, 1), rows // np.maximum(size, 1)
+    rest = rows - n_whole * size
+    row_bytes = n_whole * ((size * bits + 7) // 8) + (rest * bits + 7) // 8
+    return n_rows * row_bytes, n_rows * (n_whole + (rest > 0))
+
+
+def _symmetric_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
+    data, groups = _group_sizes(lengths, row_lengths, params)
+    return Sizes(data, groups, np.zeros_like(groups))
+
+
+def _asymmetric_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
+    data, groups = _group_sizes(lengths, row_lengths, params)
+    return Sizes(data, groups, groups)
+
+
+def _integer_piece(row_length: int, params: tuple[int, ...]) -> int:
+    group = params[1]
+    return 0 if group < 0 else (min(group, row_length) if group > 0 else row_length)
+
+
+def _identity_sizes(lengths: Ints, _row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
+    none = np.zeros_like(lengths)
+    return Sizes(lengths * (4 if params[0] == 0 else 2), none, none)
+
+
+_INTEGER = "aq2_pipeline.kernels.integer"
+
+SYMMETRIC = Codec(
+    "symmetric", _INTEGER, "encode_symmetric", "decode", "error_symmetric", _symmetric_sizes, _integer_piece
+)
+ASYMMETRIC = Codec(
+    "asymmetric", _INTEGER, "encode_asymmetric", "decode", "error_asymmetric", _asymmetric_sizes, _integer_piece
+)
+IDENTITY = Codec(
+    "identity",
+    "aq2_pipeline.kernels.identity",
+    "encode",
+    "decode",
+    "error",
+    _identity_sizes,
+    lambda _row_length, _params: 1,
+)

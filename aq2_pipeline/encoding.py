@@ -1,0 +1,236 @@
+"""A column of weights on its way to a quantized column, or to the error that it would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow.types as pt
+
+from aq2_pipeline import arrow, threads
+from aq2_pipeline.codecs import Sizes
+from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
+from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    import pyarrow as pa
+
+    from aq2_pipeline.arrow import Array, Weights
+    from aq2_pipeline.errors import Aq2Error
+    from aq2_pipeline.pieces import Failures
+    from aq2_pipeline.schemes import Scheme
+
+_NO_FLOATS = np.empty(0, np.float32)
+_NO_FLOATS.flags.writeable = False
+
+
+@dataclass
+class Part:
+    """The rows that want one scheme, ascending, and the column that they are read from."""
+
+    scheme: Scheme
+    rows: Array
+    weights: Weights
+
+
+class Encoded(NamedTuple):
+    """The buffers of a quantized column."""
+
+    data_offsets: Array
+    data: Array
+    scale_offsets: Array
+    scales: Array
+    zero_offsets: Array
+    zero_points: Array
+
+
+class Encoding:
+    """One call's rows.
+
+    Parameters
+    ----------
+    weights, scheme, shape, importance
+        As `ops.quantize` takes them.
+    skip : collection of int
+        Rows to leave null.
+
+    Attributes
+    ----------
+    parts : list of Part
+    lengths, row_lengths : int64 arrays
+        Weights a row, and a matrix row; 0 where the row is null.
+    sizes : Sizes
+        What each row takes.
+    valid : bool array
+    failures : dict
+        Row -> what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        weights: pa.Array,
+        scheme: Any,
+        shape: pa.Array | None,
+        importance: pa.Array | None,
+        skip: Collection[int] = (),
+    ) -> None:
+        active = arrow.validity(weights)
+        active[list(skip)] = False
+        self.failures: Failures = {}
+        self.valid = np.zeros(active.size, bool)
+        self.lengths = np.zeros(active.size, np.int64)
+        self.parts = self._read(weights, wanted_schemes(scheme, active, self.failures), active)
+        self.row_lengths = self.lengths.copy()
+        self._refuse_importance(importance)
+        self._read_shapes(shape)
+        self.sizes = self._sizes()
+
+    def _read(self, weights: pa.Array, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
+        dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
+        read = {}
+        for dtype in dtypes:
+            mine = np.zeros(active.size, bool)
+            for scheme, rows in wanted:
+                mine[rows] |= scheme.input_dtype == dtype
+            column = read[dtype] = arrow.read_weights(weights, dtype, mine & active)
+            column.fail_null_elements()
+            self.failures.update(column.failures)
+            self.valid |= column.valid
+            self.lengths += column.lengths
+        return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted]
+
+    def _refuse_importance(self, importance: pa.Array | None) -> None:
+        if importance is None or pt.is_null(importance.type):
+            return
+        if not arrow.is_list(importance.type) or not pt.is_floating(importance.type.value_type):
+            msg = f"importance is {importance.type}"
+            raise InputTypeError(msg, "expected a list of floats: one weight an input channel, or one a weight")
+        given = arrow.validity(importance) & self.valid
+        for part in self.parts:
+            for row in part.rows[given[part.rows]].tolist():
+                msg = f"the scheme {part.scheme.name!r} cannot use importance"
+                self._fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))
+
+    def _read_shapes(self, shape: pa.Array | None) -> None:
+        given = arrow.read_lists(shape, "shape") if shape is not None else [None] * self.valid.size
+        for part in self.parts:
+            if shape is None and part.weights.shape is None:
+                continue
+            known: dict[tuple[int, ...], int] = {}
+            for row in part.rows[self.valid[part.rows]].tolist():
+                of_row = part.weights.shape if given[row] is None else tuple(given[row])
+                if of_row is None:
+                    continue
+                if error := _shape_error(of_row, int(self.lengths[row])):
+                    self._fail(row, error)
+                    continue
+                if of_row not in known:
+                    known[of_row] = part.scheme.row_length(of_row)
+                self.row_lengths[row] = known[of_row]
+
+    def _fail(self, row: int, error: Aq2Error) -> None:
+        self.failures.setdefault(row, error.at(row=row))
+        self.valid[row] = False
+        self.lengths[row] = self.row_lengths[row] = 0
+
+    def _sizes(self) -> Sizes:
+        whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
+        for part in self.parts:
+            sizes = part.scheme.codec.sizes(self.lengths[part.rows], self.row_lengths[part.rows], part.scheme.params)
+            for target, source in zip(whole, sizes, strict=True):
+                target[part.rows] = source
+        return whole
+
+    def names(self) -> pa.Array:
+        """Return the column of scheme names."""
+        index = np.zeros(self.lengths.size, np.int64)
+        for k, part in enumerate(self.parts):
+            index[part.rows] = k
+        return arrow.texts([part.scheme.name for part in self.parts], index, self.valid)
+
+    def encode(self, n_threads: int | None) -> Encoded:
+        """Encode every row; the bytes of rows in `failures` mean nothing."""
+        from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
+
+        data_at, scales_at, zeros_at = (arrow.offsets_of(column) for column in self.sizes)
+        data = np.empty(data_at[-1], np.uint8)
+        scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
+        tasks: list[Callable[[], None]] = []
+        results = []
+        for part in self.parts:
+            scheme, weights = part.scheme, part.weights
+            pieces = cut(scheme, part.rows, self.lengths, self.row_lengths)
+            sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
+            data_span, scale_span, zero_span = (
+                span(at[pieces.rows] + pieces.within(size), size)
+                for at, size in zip((data_at, scales_at, zeros_at), sizes, strict=True)
+            )
+            source = span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
+            unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
+            status = np.full(pieces.rows.size, -1, np.int64)
+            given = (weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
+            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
+            encode, params = scheme.codec.encode, frozen(scheme.params)
+            tasks += (partial(encode_rows, encode, params, a, b, *given, *taken) for a, b in slices(pieces.lengths))
+            results.append((weights, scheme, pieces, status))
+        threads.run(tasks, n_threads)
+        for weights, scheme, pieces, status in results:
+            for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
+                row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
+                self.failures[row] = _value_error(weights, scheme, row, position)
+        return Encoded(data_at, data, scales_at, scales, zeros_at, zeros)
+
+    def error_sums(self, n_threads: int | None) -> Array:
+        """Return the sums of every row, float64[n_rows, n_sums], as `kernels.moments` names them."""
+        from aq2_pipeline.kernels.moments import N_ERROR_SUMS, N_LANES  # noqa: PLC0415 - at their first use
+        from aq2_pipeline.kernels.rows import error_rows  # noqa: PLC0415
+
+        sums = np.zeros((self.lengths.size, N_ERROR_SUMS))
+        tasks: list[Callable[[], None]] = []
+        results = []
+        for part in self.parts:
+            scheme, weights, lengths = part.scheme, part.weights, self.lengths[part.rows]
+            own, status = np.zeros((lengths.size, N_ERROR_SUMS)), np.full(lengths.size, -1, np.int64)
+            source = span(weights.starts[part.rows], lengths)
+            unweighted = span(np.zeros_like(lengths), np.zeros_like(lengths))
+            given = (weights.values, *source, frozen(self.row_lengths[part.rows]), _NO_FLOATS, *unweighted)
+            error, params = scheme.codec.error, frozen(scheme.params)
+            for a, b in slices(lengths):
+                lanes = np.zeros(N_ERROR_SUMS * N_LANES)
+                tasks.append(partial(error_rows, error, params, a, b, *given, lanes, own.reshape(-1), status))
+            results.append((part, own, status))
+        threads.run(tasks, n_threads)
+        for part, own, status in results:
+            sums[part.rows] = own
+            for k in np.flatnonzero(status >= 0):
+                row = int(part.rows[k])
+                self.failures[row] = _value_error(part.weights, part.scheme, row, int(status[k]))
+        return sums
+
+
+def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
+    n = arrow.n_weights(shape)
+    if n == length:
+        return None
+    if n < 0:
+        return InputValueError(f"the shape {list(shape)} has an axis that is null or negative")
+    return InputValueError(f"the shape {list(shape)} holds {n} weights, the row holds {length}")
+
+
+def _value_error(weights: Weights, scheme: Scheme, row: int, position: int) -> Aq2Error:
+    """Say what is wrong with the value that a kernel stopped at."""
+    at = int(weights.starts[row]) + position
+    value = float(weights.values[at])
+    if weights.source is not None and np.isinf(value) and np.isfinite(weights.source[at]):
+        value = float(weights.source[at])
+        error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
+    elif np.isfinite(value):
+        error = InputValueError(f"the value {value!r} does not fit {scheme.name!r}", "store this layer as 'f32'")
+    else:
+        hint = "find such rows with aq2_weight_stats, then mend or filter them"
+        error = InputValueError(f"the value {value!r} is not finite", hint)
+    return error.at(row=row, position=position, value=value)

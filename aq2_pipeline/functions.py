@@ -1,0 +1,134 @@
+"""The one table of functions. Every engine reads it; none adds a function of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aq2_pipeline import layout, ops, policy, schemes
+from aq2_pipeline.errors import Aq2Error, SchemeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+
+__all__ = ["FUNCTIONS", "Argument", "Function", "check_constant"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument.
+
+    Attributes
+    ----------
+    name : str
+    kind : {"weights", "quantized", "scheme", "shape", "importance", "text", "integer"}
+        What it holds.
+    optional : bool
+        Whether it may be left out.
+    """
+
+    name: str
+    kind: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function on every engine.
+
+    Attributes
+    ----------
+    name : str
+        Its name in Python and Polars; with the prefix ``aq2_`` in SQL and pyarrow.
+    arguments : tuple of Argument
+    result : pyarrow.DataType
+    implementation : callable
+        ``implementation(*columns, n_threads=None, failures=None)``, where a
+        scheme may also be a constant.
+    summary : str
+    """
+
+    name: str
+    arguments: tuple[Argument, ...]
+    result: pa.DataType
+    implementation: Callable[..., pa.Array]
+    summary: str
+
+    @property
+    def sql_name(self) -> str:
+        """The name in SQL and pyarrow."""
+        return f"aq2_{self.name}"
+
+    @property
+    def n_required(self) -> int:
+        """Arguments that must be given."""
+        return sum(not argument.optional for argument in self.arguments)
+
+    def __call__(self, *columns: Any, **options: Any) -> pa.Array:
+        """Run it; errors name it."""
+        try:
+            return self.implementation(*columns, **options)
+        except Aq2Error as error:
+            raise error.at(function=self.sql_name) from None
+
+
+def _policy_scheme(*columns: pa.Array, n_threads: int | None = None, failures: Any = None) -> pa.Array:
+    del n_threads  # names are not worth a thread
+    return ops.map_rows(policy.policy_scheme, *columns, failures=failures)
+
+
+_WEIGHTS = Argument("weights", "weights")
+_CODED = (
+    _WEIGHTS,
+    Argument("scheme", "scheme"),
+    Argument("shape", "shape", optional=True),
+    Argument("importance", "importance", optional=True),
+)
+_LAYER = (
+    Argument("layer_name", "text"),
+    Argument("shape", "shape"),
+    Argument("bit_width", "integer"),
+    Argument("mode", "text"),
+)
+
+FUNCTIONS = {
+    function.name: function
+    for function in (
+        Function("quantize", _CODED, layout.QUANTIZED, ops.quantize, "Quantize each row of weights."),
+        Function(
+            "dequantize",
+            (Argument("quantized", "quantized"),),
+            layout.FLOATS,
+            ops.dequantize,
+            "Decode each quantized row.",
+        ),
+        Function(
+            "quantization_error",
+            _CODED,
+            layout.ERROR,
+            ops.quantization_error,
+            "What quantizing would lose, without decoding to memory.",
+        ),
+        Function("weight_stats", (_WEIGHTS,), layout.STATS, ops.weight_stats, "Statistics of each row of weights."),
+        Function("policy_scheme", _LAYER, layout.TEXT, _policy_scheme, "The scheme that a named policy gives a layer."),
+    )
+}
+
+
+def check_constant(function: Function, argument: Argument, value: Any) -> None:
+    """Check a constant when an expression or statement is built.
+
+    Raises
+    ------
+    SchemeError
+        For a scheme, width or mode that cannot be.
+    """
+    try:
+        if argument.kind == "scheme":
+            schemes.parse(value)
+        elif argument.name == "mode":
+            policy.mode_name(value)
+    except SchemeError as error:
+        raise error.at(function=function.sql_name) from None

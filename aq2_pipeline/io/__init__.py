@@ -1,0 +1,1 @@
+"""Files as layer tables, each format in a module of its own."""

@@ -1,0 +1,168 @@
+"""Sums that do not depend on how the work was cut: fixed blocks, fixed lanes, a fixed order.
+
+A row is summed in blocks of 4,096 values. Value *i* of a block goes to lane
+`i % 64`; at the end of a block its lanes are added in order, in float64, to the
+row's sums. The lanes also let LLVM vectorise without reassociating: neighbours
+go to different accumulators. Moments of blocks are combined with the pairwise
+formulas of P. Pebay, "Formulas for robust, one-pass parallel computation of
+covariances and arbitrary-order statistical moments", Sandia SAND2008-6212.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, float_of, ordered
+
+BLOCK_SIZE = 4096
+N_LANES = 64
+
+#: What an error kernel sums, in `sums` and, times `N_LANES`, in `lanes`.
+SQUARED_ERROR, SQUARED_WEIGHT, SQUARED_DECODED, PRODUCT, MAX_ERROR = range(5)
+N_ERROR_SUMS = 5
+
+#: What `weight_stats` writes a row: counts, then figures.
+ZEROS, NON_FINITE = range(2)
+N_COUNTS = 2
+MIN, MAX, MEAN, STD, ABS_MAX, KURTOSIS, OUTLIER_RATIO = range(7)
+N_FIGURES = 7
+
+#: An outlier lies further than this many standard deviations from the mean.
+OUTLIER_STDS = 6.0
+
+
+@helper
+def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
+    """Add one value and what it decodes to."""
+    w, d = np.float64(weight), np.float64(decoded)
+    e = w - d
+    lanes[SQUARED_ERROR * N_LANES + lane] += e * e
+    lanes[SQUARED_WEIGHT * N_LANES + lane] += w * w
+    lanes[SQUARED_DECODED * N_LANES + lane] += d * d
+    lanes[PRODUCT * N_LANES + lane] += w * d
+    lanes[MAX_ERROR * N_LANES + lane] = max(lanes[MAX_ERROR * N_LANES + lane], abs(e))
+
+
+@helper
+def flush_lanes(lanes: Any, sums: Any) -> None:
+    """Add the lanes of a block to the row's sums, in order, and empty them."""
+    for k in range(MAX_ERROR):
+        total = 0.0
+        for i in range(N_LANES):
+            total += lanes[k * N_LANES + i]
+            lanes[k * N_LANES + i] = 0.0
+        sums[k] += total
+    for i in range(N_LANES):
+        sums[MAX_ERROR] = max(sums[MAX_ERROR], lanes[MAX_ERROR * N_LANES + i])
+        lanes[MAX_ERROR * N_LANES + i] = 0.0
+
+
+@helper
+def block_mean(values: Any, lanes: Any) -> Any:
+    """Return (number of finite values, their mean) of one block."""
+    pattern = values.view(np.int32)
+    n_finite = 0
+    lanes[:N_LANES] = 0.0
+    for start in range(0, values.size, N_LANES):
+        block, bits = values[start : start + N_LANES], pattern[start : start + N_LANES]
+        for i in range(block.size):
+            finite = (bits[i] & MAGNITUDE) < INFINITY_BITS
+            n_finite += finite
+            lanes[i] += np.float64(block[i]) if finite else 0.0
+    total = 0.0
+    for i in range(N_LANES):
+        total += lanes[i]
+    return n_finite, total / max(n_finite, 1)
+
+
+@helper
+def block_moments(values: Any, mean: Any, lanes: Any) -> Any:
+    """Return the sums of the second, third and fourth powers of (value - mean) of one block."""
+    pattern = values.view(np.int32)
+    lanes[: 3 * N_LANES] = 0.0
+    for start in range(0, values.size, N_LANES):
+        block, bits = values[start : start + N_LANES], pattern[start : start + N_LANES]
+        for i in range(block.size):
+            d = np.float64(block[i]) - mean if (bits[i] & MAGNITUDE) < INFINITY_BITS else 0.0
+            square = d * d
+            lanes[i] += square
+            lanes[N_LANES + i] += square * d
+            lanes[2 * N_LANES + i] += square * square
+    m2, m3, m4 = 0.0, 0.0, 0.0
+    for i in range(N_LANES):
+        m2 += lanes[i]
+        m3 += lanes[N_LANES + i]
+        m4 += lanes[2 * N_LANES + i]
+    return m2, m3, m4
+
+
+@helper
+def count_and_range(values: Any) -> Any:
+    """Return (zeros, non-finite values, min, max); the range is that of the finite values."""
+    pattern = values.view(np.int32)
+    n_zeros, n_bad = 0, 0
+    low, high = INFINITY_BITS, np.int32(~INFINITY_BITS)
+    for j in range(values.size):
+        magnitude = np.int32(pattern[j] & MAGNITUDE)
+        finite = magnitude < INFINITY_BITS
+        key = ordered(pattern[j])
+        n_zeros += magnitude == 0
+        n_bad += not finite
+        low = min(low, key if finite else low)
+        high = max(high, key if finite else high)
+    return n_zeros, n_bad, np.float64(float_of(ordered(low))), np.float64(float_of(ordered(high)))
+
+
+@helper
+def count_outliers(values: Any, mean: Any, reach: Any) -> Any:
+    """Count the finite values further than `reach` from the mean."""
+    pattern = values.view(np.int32)
+    n = 0
+    for j in range(values.size):
+        finite = (pattern[j] & MAGNITUDE) < INFINITY_BITS
+        n += finite and abs(np.float64(values[j]) - mean) > reach
+    return n
+
+
+@helper
+def weight_stats(values: Any, lanes: Any, counts: Any, figures: Any) -> Any:
+    """Write the statistics of one row; returns the number of finite values.
+
+    Figures are those of the finite values (untouched where there are none);
+    `std` is the population's, kurtosis Fisher's excess (NaN where `std` is 0).
+    """
+    n, mean, m2, m3, m4 = 0, 0.0, 0.0, 0.0, 0.0
+    for start in range(0, values.size, BLOCK_SIZE):
+        block = values[start : start + BLOCK_SIZE]
+        nb, mean_b = block_mean(block, lanes)
+        if nb == 0:
+            continue
+        b2, b3, b4 = block_moments(block, mean_b, lanes)
+        na, n = np.float64(n), n + nb
+        delta, total, share = mean_b - mean, np.float64(n), np.float64(nb)
+        d2 = delta * delta
+        cross = na * share / total
+        m4 += b4 + d2 * d2 * cross * (na * na - na * share + share * share) / (total * total)
+        m4 += (
+            6.0 * d2 * (na * na * b2 + share * share * m2) / (total * total)
+            + 4.0 * delta * (na * b3 - share * m3) / total
+        )
+        m3 += b3 + delta * d2 * cross * (na - share) / total + 3.0 * delta * (na * b2 - share * m2) / total
+        m2 += b2 + d2 * cross
+        mean += delta * share / total
+    n_zeros, n_bad, low, high = count_and_range(values)
+    counts[ZEROS], counts[NON_FINITE] = n_zeros, n_bad
+    if n == 0:
+        return 0
+    std = np.sqrt(m2 / n)
+    reach = OUTLIER_STDS * std
+    n_outliers = 0
+    if max(high - mean, mean - low) > reach:
+        n_outliers = count_outliers(values, mean, reach)
+    figures[MIN], figures[MAX], figures[MEAN], figures[STD] = low, high, mean, std
+    figures[ABS_MAX] = max(abs(low), abs(high))
+    figures[KURTOSIS] = n * m4 / (m2 * m2) - 3.0 if m2 > 0 else np.nan
+    figures[OUTLIER_RATIO] = n_outliers / n
+    return n

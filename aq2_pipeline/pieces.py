@@ -1,0 +1,136 @@
+"""How the rows of one call are cut: which rows want which scheme, and pieces short enough to interrupt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from aq2_pipeline import arrow, schemes
+from aq2_pipeline.errors import Aq2Error, SchemeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aq2_pipeline.arrow import Array
+    from aq2_pipeline.schemes import Scheme
+
+    Failures = dict[int, Aq2Error]
+
+#: Weights that one call into a kernel takes at the most: 4 to 40 ms, so that an interrupt is answered.
+SLICE_SIZE = 1 << 23
+
+
+class Pieces(NamedTuple):
+    """What kernels work through: rows, or pieces of rows longer than a slice.
+
+    Attributes
+    ----------
+    rows, offsets : int64 arrays
+        Which row a piece is of, and the weight in it where it begins.
+    lengths, row_lengths : int64 arrays
+        Its weights, and those of its matrix rows.
+    """
+
+    rows: Array
+    offsets: Array
+    lengths: Array
+    row_lengths: Array
+
+    def within(self, sizes: Array) -> Array:
+        """Return where each piece begins in what its row writes, given what each piece writes."""
+        ends = np.cumsum(sizes)
+        first = np.searchsorted(self.rows, self.rows)  # the first piece of the same row
+        return ends - sizes - (ends[first] - sizes[first])
+
+
+def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Pieces:
+    """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does."""
+    whole = Pieces(rows, np.zeros_like(rows), lengths[rows], row_lengths[rows])
+    if not np.any(whole.lengths > SLICE_SIZE):
+        return whole
+    parts: list[tuple[int, int, int, int]] = []
+    for row, length, row_length in zip(rows.tolist(), whole.lengths.tolist(), whole.row_lengths.tolist(), strict=True):
+        unit = scheme.codec.piece(row_length, scheme.params) if length > SLICE_SIZE else 0
+        if unit == 0:
+            parts.append((row, 0, length, row_length))
+        elif row_length <= SLICE_SIZE:
+            step = SLICE_SIZE // row_length * row_length
+            parts += ((row, at, min(step, length - at), row_length) for at in range(0, length, step))
+        else:
+            step = max(SLICE_SIZE // unit, 1) * unit
+            for start in range(0, length, row_length):
+                for at in range(0, row_length, step):
+                    size = min(step, row_length - at)
+                    parts.append((row, start + at, size, size))
+    return Pieces(*(np.array(column, np.int64) for column in zip(*parts, strict=True)))
+
+
+def slices(lengths: Array) -> Iterator[tuple[int, int]]:
+    """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
+    ends = np.cumsum(lengths)
+    first = 0
+    while first < lengths.size:
+        done = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + SLICE_SIZE, "right")))
+        yield first, last
+        first = last
+
+
+def frozen(array: Any) -> Array:
+    """Return a contiguous read-only int64 view, as kernels take spans."""
+    view = np.ascontiguousarray(array, np.int64).view()
+    view.flags.writeable = False
+    return view
+
+
+def span(starts: Array, sizes: Array) -> tuple[Array, Array]:
+    """Return (starts, stops) as kernels take them."""
+    return frozen(starts), frozen(starts + sizes)
+
+
+def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+    """Return each scheme with the rows that want it, ascending; a wrong name in a column fails its rows.
+
+    Parameters
+    ----------
+    scheme : int, str, Scheme or pyarrow.Array
+        One scheme for all rows, or a column of integers or strings.
+    active : bool array
+        Rows that have weights; the others want nothing.
+    failures : dict
+        Receives row -> SchemeError.
+    """
+    if not isinstance(scheme, pa.Array):
+        return [(schemes.parse(scheme), np.arange(active.size))]
+    column = arrow.decoded(scheme)
+    kind = column.type
+    text = pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
+    if not (text or pt.is_integer(kind) or pt.is_null(kind)):
+        msg = f"scheme: a column of {kind} holds no schemes"
+        raise SchemeError(msg, "integers from 2 to 8, or names such as 'int4_g64'")
+    if len(column) != active.size:
+        msg = f"scheme: the column has {len(column)} rows, the weights have {active.size}"
+        raise SchemeError(msg)
+    known = arrow.validity(column)
+    for row in np.flatnonzero(active & ~known).tolist():
+        error = SchemeError("the scheme is NULL", "give each row that has weights a scheme")
+        failures[row] = error.at(row=row)
+    if pt.is_null(kind):
+        return []
+    encoded = column.dictionary_encode()
+    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    found: dict[Scheme, Array] = {}
+    for k, name in enumerate(encoded.dictionary.to_pylist()):
+        rows = np.flatnonzero((index == k) & active)
+        if rows.size == 0:
+            continue
+        try:
+            parsed = schemes.parse(name)
+        except SchemeError as error:
+            failures.update((row, SchemeError(error.reason, error.hint).at(row=row)) for row in rows.tolist())
+        else:
+            found[parsed] = np.sort(np.concatenate([found[parsed], rows])) if parsed in found else rows
+    return list(found.items())

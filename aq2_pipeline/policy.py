@@ -1,0 +1,121 @@
+"""Policies: which scheme a layer gets from its name, rank and size. Data, never position, so rows and models agree."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from aq2_pipeline.errors import SchemeError
+from aq2_pipeline.schemes import WIDTHS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ALIASES", "DEFAULT_MODE", "POLICIES", "Rule", "mode_name", "policy_scheme"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition, and the scheme of the layers that meet it.
+
+    Parameters
+    ----------
+    scheme : str
+        A scheme's name; ``{b}`` stands for the asked bits.
+    reason : str
+        Why, with the measurement.
+    names : tuple of str
+        Globs over the layer's name, of which one must match; none matches all.
+    ranks : tuple of int
+        Ranks that it is for; none is for all, a layer without a shape included.
+    max_size : int, optional
+        The most weights; a layer without a shape does not meet it.
+    """
+
+    scheme: str
+    reason: str
+    names: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    max_size: int | None = None
+
+    def matches(self, name: str, shape: Sequence[int] | None) -> bool:
+        """Whether a layer meets the condition."""
+        if self.names and not any(fnmatchcase(name, glob) for glob in self.names):
+            return False
+        if shape is None:
+            return not self.ranks and self.max_size is None
+        if self.ranks and len(shape) not in self.ranks:
+            return False
+        return self.max_size is None or math.prod(shape) <= self.max_size
+
+
+#: Each policy is an ordered list of rules; the first that matches decides.
+POLICIES: dict[str, tuple[Rule, ...]] = {
+    "base": (Rule("int{b}_g128", "every tensor at the asked width"),),
+    "diffusion": (
+        Rule("f32", "biases, norms and other vectors cost nothing", ranks=(0, 1), max_size=65_536),
+        Rule("int8_g64", "small layers are cheap to spare", max_size=20_000),
+        Rule("int{b}_g64", "the rest"),
+    ),
+}
+ALIASES = {"time_aware": "diffusion"}
+DEFAULT_MODE = "diffusion"
+
+
+def mode_name(mode: Any) -> str:
+    """Return the policy that a mode names.
+
+    Raises
+    ------
+    SchemeError
+        If there is none.
+    """
+    known = ALIASES.get(mode, mode) if isinstance(mode, str) else None
+    if known not in POLICIES:
+        names = ", ".join(map(repr, (*POLICIES, *ALIASES)))
+        msg = f"mode: {mode!r} is no policy"
+        raise SchemeError(msg, f"one of {names}")
+    return known
+
+
+def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width: int, mode: str = DEFAULT_MODE) -> str:
+    """Return the scheme that a named policy gives a layer.
+
+    Parameters
+    ----------
+    layer_name : str or None
+        None matches no rule about names.
+    shape : sequence of int or None
+        None is a layer of unknown rank and size.
+    bit_width : int
+        The asked bits, 2 to 8.
+    mode : {"diffusion", "time_aware", "base"}
+        The policy.
+
+    Raises
+    ------
+    SchemeError
+        For another mode or width.
+
+    Examples
+    --------
+    >>> policy_scheme("layer.0.weight", [1_000_000], 4)
+    'int4_g64'
+    >>> policy_scheme("blocks.0.norm.weight", [768], 4)
+    'f32'
+    >>> policy_scheme("layer.0.weight", [1024, 1024], 4, "base")
+    'int4_g128'
+    """
+    rules = POLICIES[mode_name(mode)]
+    try:
+        width = None if isinstance(bit_width, bool) else operator.index(bit_width)
+    except TypeError:
+        width = None
+    if width is None or width not in WIDTHS:
+        msg = f"bit_width: {bit_width!r} is no width"
+        raise SchemeError(msg, f"an integer from {WIDTHS.start} to {WIDTHS.stop - 1}")
+    rule = next(rule for rule in rules if rule.matches(layer_name or "", shape))
+    return rule.scheme.format(b=width)

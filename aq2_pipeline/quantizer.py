@@ -1,0 +1,472 @@
+"""`ArrowQuantV2`: the three older interfaces, as a thin class over the Arrow functions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from aq2_pipeline import policy, schemes, threads
+from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
+from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows
+from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Progress = Callable[[str, float], Any]
+
+__all__ = ["ArrowQuantV2", "QuantizedLayers"]
+
+#: Weights that the layers of one round hold at the most; progress is told after each round.
+ROUND_SIZE = 1 << 25
+
+
+class QuantizedLayers(dict[str, dict[str, Any]]):
+    """Layer name -> its result, in the order given.
+
+    Attributes
+    ----------
+    errors : dict
+        Layer name -> the exception of each layer that failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, Exception] = {}
+
+
+class ArrowQuantV2:
+    """Quantize models that are tables, or dicts of arrays, under a named policy.
+
+    Parameters
+    ----------
+    mode : {"diffusion", "time_aware", "base"}
+        The policy that chooses each layer's scheme.
+    threads : int, optional
+        Threads to use; the result does not depend on it.
+
+    Raises
+    ------
+    SchemeError
+        For another mode.
+
+    Notes
+    -----
+    ``ArrowQuantV2(mode=m).quantize_*(..., bit_width=b)`` gives the bytes of
+    ``quantize(weights, policy_scheme(name, shape, b, m), shape)``. Every method
+    takes ``scheme=`` instead of the policy, and ``threads=``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from aq2_pipeline import ArrowQuantV2
+    >>> layers = {"mlp.weight": np.ones((256, 256), np.float32)}
+    >>> result = ArrowQuantV2(mode="diffusion").quantize_batch(layers, bit_width=4)
+    >>> result["mlp.weight"]["scheme"], len(result["mlp.weight"]["quantized_data"])
+    ('int4_g64', 32768)
+    """
+
+    def __init__(self, mode: str = policy.DEFAULT_MODE, threads: int | None = None) -> None:
+        policy.mode_name(mode)
+        self.mode = mode
+        self.threads = _thread_count(threads)
+
+    # --- Arrow -------------------------------------------------------------------------------------------------------
+
+    def quantize_arrow(
+        self,
+        table: Any,
+        bit_width: int = 4,
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+        continue_on_error: bool = False,
+    ) -> pa.Table:
+        """Quantize a table of layers; kernels read the table's own buffers.
+
+        Parameters
+        ----------
+        table : pyarrow.Table or anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``
+            Columns ``layer_name`` and ``weights``, and if known ``shape``.
+        bit_width : int
+            The asked bits, 2 to 8.
+        scheme : int, str or column, optional
+            Instead of the policy's.
+        threads : int, optional
+            Threads to use.
+        continue_on_error : bool
+            Keep every row: failed rows are null, and the column ``error`` says why.
+
+        Returns
+        -------
+        pyarrow.Table
+            layer_name, quantized_data, scales, zero_points, shape (null where
+            unknown), bit_width, scheme, row_length, then the other columns.
+            Rows with null weights are null.
+        """
+        reader = _reader(table)
+        batches = list(self._batches(reader, bit_width, scheme, threads, continue_on_error, "quantize_arrow"))
+        return pa.Table.from_batches(batches, flat_schema(reader.schema, with_error=continue_on_error))
+
+    def quantize_arrow_batch(
+        self,
+        record_batch: Any,
+        bit_width: int = 4,
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+        continue_on_error: bool = False,
+    ) -> pa.RecordBatch:
+        """Quantize one record batch of layers: `quantize_arrow` for a `pyarrow.RecordBatch`."""
+        batch = record_batch if isinstance(record_batch, pa.RecordBatch) else pa.record_batch(record_batch)
+        reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
+        name = "quantize_arrow_batch"
+        return next(self._batches(reader, bit_width, scheme, threads, continue_on_error, name))
+
+    def quantize_stream(
+        self,
+        reader: Any,
+        bit_width: int = 4,
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+        continue_on_error: bool = False,
+    ) -> pa.RecordBatchReader:
+        """Turn a stream of record batches of layers into a stream of results, one batch in memory.
+
+        Parameters are those of `quantize_arrow`; `reader` is a
+        `pyarrow.RecordBatchReader` or anything with ``__arrow_c_stream__``.
+        """
+        source = _reader(reader)
+        schema = flat_schema(source.schema, with_error=continue_on_error)
+        batches = self._batches(source, bit_width, scheme, threads, continue_on_error, "quantize_stream")
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def dequantize_arrow(self, table: Any, *, threads: int | None = None) -> pa.Table:
+        """Decode what `quantize_arrow` returned, or a layer table with a column ``quantized``.
+
+        Returns
+        -------
+        pyarrow.Table
+            layer_name, weights (large_list<float32>), shape, then the other columns.
+        """
+        reader = _reader(table)
+        n_threads = _thread_count(threads) or self.threads
+        batches, row = [], 0
+        for batch in reader:
+            batches.append(dequantize_batch(batch, row, n_threads))
+            row += len(batch)
+        if batches:
+            return pa.Table.from_batches(batches)
+        return pa.Table.from_batches([dequantize_batch(reader.schema.empty_table().to_batches()[0], 0, n_threads)])
+
+    def _batches(
+        self,
+        reader: pa.RecordBatchReader,
+        bit_width: int,
+        scheme: Any,
+        threads: int | None,
+        keep: bool,  # noqa: FBT001
+        caller: str,
+    ) -> Iterator[pa.RecordBatch]:
+        """Check the arguments at once; then quantize batch by batch."""
+        columns = input_columns(reader.schema, caller)
+        if scheme is None:
+            policy.policy_scheme(None, None, bit_width, self.mode)
+        elif not hasattr(scheme, "__arrow_c_array__") and not hasattr(scheme, "__arrow_c_stream__"):
+            scheme = schemes.parse(scheme)
+        elif isinstance(scheme, pa.ChunkedArray):
+            scheme = scheme.combine_chunks()
+        choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode) if scheme is None else scheme
+        n_threads = _thread_count(threads) or self.threads
+        return _quantized_batches(reader, columns, choose, n_threads, keep, caller)
+
+    # --- Dicts -------------------------------------------------------------------------------------------------------
+
+    def quantize_batch(
+        self,
+        weights: Mapping[str, Any],
+        bit_width: int = 4,
+        continue_on_error: bool = False,  # noqa: FBT001, FBT002 - the signature that users know
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+    ) -> QuantizedLayers:
+        """Quantize a dict of arrays, each over its own memory, in parallel.
+
+        Parameters
+        ----------
+        weights : dict of str to ndarray or torch.Tensor
+            float16, float32, float64 or bfloat16, of any shape.
+        bit_width : int
+            The asked bits, 2 to 8.
+        continue_on_error : bool
+            Return the good layers, and the others' exceptions in ``.errors``.
+        scheme : int or str, optional
+            Instead of the policy's.
+        threads : int, optional
+            Threads to use.
+
+        Returns
+        -------
+        QuantizedLayers
+            In the order given: ``{name: {"quantized_data": bytes, "scales":
+            ndarray, "zero_points": ndarray, "shape": tuple, "bit_width": int,
+            "scheme": str, "row_length": int}}``.
+        """
+        return self._layers(weights, bit_width, None, scheme, threads, continue_on_error, "quantize_batch")
+
+    def quantize_batch_with_progress(
+        self,
+        weights: Mapping[str, Any],
+        bit_width: int = 4,
+        progress_callback: Progress | None = None,
+        continue_on_error: bool = False,  # noqa: FBT001, FBT002 - the signature that users know
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+    ) -> QuantizedLayers:
+        """Quantize as `quantize_batch` does, and tell about it.
+
+        Parameters
+        ----------
+        weights, bit_width, continue_on_error, scheme, threads
+            As `quantize_batch`.
+        progress_callback : callable, optional
+            ``callback(layer_name, fraction)``, called in this thread, once a
+            layer, with fractions rising to 1.0. What it raises reaches the
+            caller; if it returns False, the run is cancelled.
+
+        Raises
+        ------
+        Aq2Error
+            "cancelled after k of n".
+        """
+        caller = "quantize_batch_with_progress"
+        return self._layers(weights, bit_width, progress_callback, scheme, threads, continue_on_error, caller)
+
+    def quantize(
+        self,
+        weights: Mapping[str, Any],
+        bit_width: int = 4,
+        continue_on_error: bool = False,  # noqa: FBT001, FBT002 - the signature that users know
+        *,
+        scheme: Any = None,
+        threads: int | None = None,
+    ) -> QuantizedLayers:
+        """Quantize a dict of lists, nested lists allowed: deprecated, use `quantize_batch` or `quantize_arrow`.
+
+        Turning a list into an array takes a hundred times as long as quantizing it.
+        """
+        warnings.warn(
+            "ArrowQuantV2.quantize reads Python lists; use quantize_batch with arrays, or quantize_arrow",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        arrays = {name: _FromList(values) for name, values in _mapping(weights).items()}
+        return self._layers(arrays, bit_width, None, scheme, threads, continue_on_error, "quantize")
+
+    def dequantize_batch(
+        self, quantized: Mapping[str, Mapping[str, Any]], *, threads: int | None = None
+    ) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+        """Decode what `quantize_batch` returned.
+
+        Returns
+        -------
+        dict of str to ndarray
+            float32, in their shapes.
+        """
+        n_threads = _thread_count(threads) or self.threads
+        results = {}
+        for name, layer in quantized.items():
+            try:
+                row = _quantized_row(layer)
+                decoded = FUNCTIONS["dequantize"](row, n_threads=n_threads)
+            except Aq2Error as error:
+                raise error.at(layer=name, row=None) from None
+            results[name] = decoded.values.to_numpy().reshape(layer["shape"])
+        return results
+
+    def _layers(
+        self,
+        weights: Mapping[str, Any],
+        bit_width: int,
+        callback: Progress | None,
+        scheme: Any,
+        threads_: int | None,
+        keep: bool,  # noqa: FBT001
+        caller: str,
+    ) -> QuantizedLayers:
+        layers = _mapping(weights)
+        choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode)
+        choose(None, None)  # a wrong width fails before anything runs
+        fixed = None if scheme is None else schemes.parse(scheme)
+        n_threads = _thread_count(threads_) or self.threads
+        results = QuantizedLayers()
+        done = 0
+        for names in _rounds(layers):
+            found: dict[str, Any] = {}
+            inner = n_threads if len(names) == 1 else 1
+            threads.run(
+                [partial(_quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names],
+                n_threads,
+            )
+            for name in names:
+                if isinstance(found[name], Exception):
+                    if not keep:
+                        raise found[name]
+                    results.errors[name] = found[name]
+                else:
+                    results[name] = found[name]
+                done += 1
+                if callback is not None and callback(name, done / len(layers)) is False:
+                    msg = f"cancelled after {done} of {len(layers)}"
+                    raise Aq2Error(msg)
+        _warn_of(len(results.errors), len(layers), "layers")
+        return results
+
+
+class _FromList:
+    """A list that becomes an array when its turn comes."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def array(self) -> Any:
+        try:
+            array = np.asarray(self.values)
+        except ValueError as error:
+            msg = f"the lists make no array: {error}"
+            raise InputTypeError(msg, "nested lists must be equally long") from None
+        if array.dtype.kind == "O":
+            array = np.asarray(self.values, np.float32)
+        return array.astype(np.float32) if array.dtype.kind in "iu" else array
+
+
+def _quantize_layer(
+    found: dict[str, Any], name: str, tensor: Any, choose: Any, n_threads: int | None, caller: str
+) -> None:
+    """Put the layer's result, or its exception, where the caller finds it."""
+    try:
+        if isinstance(tensor, _FromList):
+            tensor = tensor.array()
+        if not is_tensor(tensor):
+            msg = f"weights are a {type(tensor).__name__}"
+            raise InputTypeError(msg, "an ndarray or a torch tensor; np.asarray(list, np.float32) makes one")  # noqa: TRY301
+        values = as_ndarray(tensor)
+        scheme = choose(name, values.shape) if callable(choose) else choose
+        shape = pa.array([list(values.shape)], pa.large_list(pa.int64()))
+        row = FUNCTIONS["quantize"](rows_of(values, 1), scheme, shape, n_threads=n_threads)
+        found[name] = _layer_result(row, values.shape)
+    except Aq2Error as error:
+        found[name] = error.at(function=f"ArrowQuantV2.{caller}", layer=name, row=None)
+    except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
+        found[name] = error
+
+
+def _layer_result(row: pa.StructArray, shape: tuple[int, ...]) -> dict[str, Any]:
+    scheme = schemes.parse(row.field("scheme")[0].as_py())
+    return {
+        "quantized_data": row.field("quantized_data")[0].as_py(),
+        "scales": row.field("scales").values.to_numpy(),
+        "zero_points": row.field("zero_points").values.to_numpy(),
+        "shape": tuple(shape),
+        "bit_width": scheme.bit_width,
+        "scheme": scheme.name,
+        "row_length": row.field("row_length")[0].as_py(),
+    }
+
+
+def _quantized_row(layer: Mapping[str, Any]) -> pa.StructArray:
+    missing = {"scheme", "shape", "quantized_data", "scales", "zero_points"} - set(layer)
+    if missing:
+        msg = f"the layer has no {', '.join(map(repr, sorted(missing)))}"
+        raise InputTypeError(msg, "expected what quantize_batch returns")
+    length = math.prod(layer["shape"])
+    fields = {
+        "scheme": pa.array([layer["scheme"]], pa.string()),
+        "length": pa.array([length], pa.int64()),
+        "row_length": pa.array([layer.get("row_length", length)], pa.int64()),
+        "quantized_data": pa.array([layer["quantized_data"]], pa.large_binary()),
+        "scales": rows_of(np.ascontiguousarray(layer["scales"], np.float32), 1),
+        "zero_points": rows_of(np.ascontiguousarray(layer["zero_points"], np.float32), 1),
+    }
+    return pa.StructArray.from_arrays(list(fields.values()), list(fields))
+
+
+def _rounds(layers: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield the names in order, in rounds of at most `ROUND_SIZE` weights."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in layers.items():
+        n = math.prod(getattr(tensor, "shape", ()) or (1,))
+        if names and size + n > ROUND_SIZE:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += n
+    if names:
+        yield names
+
+
+def _quantized_batches(
+    reader: pa.RecordBatchReader,
+    columns: Any,
+    choose: Any,
+    n_threads: int | None,
+    keep: bool,
+    caller: str,  # noqa: FBT001
+) -> Iterator[pa.RecordBatch]:
+    row = n_failed = 0
+    for batch in reader:
+        chosen = choose.slice(row, len(batch)) if isinstance(choose, pa.Array) else choose
+        result, failed = quantize_rows(batch, columns, chosen, row, n_threads, keep=keep, caller=caller)
+        n_failed += failed
+        row += len(batch)
+        yield result
+    _warn_of(n_failed, row, "rows")
+
+
+def _warn_of(n_failed: int, n: int, what: str) -> None:
+    if n_failed:
+        warnings.warn(f"{n_failed} of {n} {what} failed", RuntimeWarning, stacklevel=4)
+
+
+def _reader(table: Any) -> pa.RecordBatchReader:
+    """Return a stream over whatever holds a table, sharing its buffers."""
+    if isinstance(table, pa.RecordBatchReader):
+        return table
+    if isinstance(table, pa.Table):
+        return table.to_reader()
+    if hasattr(table, "__arrow_c_stream__"):
+        return pa.RecordBatchReader.from_stream(table)
+    if hasattr(table, "__arrow_c_array__"):
+        batch = pa.record_batch(table)
+        return pa.RecordBatchReader.from_batches(batch.schema, [batch])
+    msg = f"the table is a {type(table).__name__}"
+    raise InputTypeError(msg, "a pyarrow.Table, or anything with __arrow_c_stream__ (Polars, DuckDB)")
+
+
+def _mapping(weights: Any) -> Mapping[str, Any]:
+    if not isinstance(weights, Mapping):
+        msg = f"weights are a {type(weights).__name__}"
+        raise InputTypeError(msg, "a dict of layer name to array")
+    for name in weights:
+        if not isinstance(name, str):
+            msg = f"the layer name {name!r} is no string"
+            raise InputTypeError(msg)
+    return weights
+
+
+def _thread_count(n: Any) -> int | None:
+    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
+        return n
+    msg = f"threads: {n!r} is no number of threads"
+    raise InputValueError(msg, "an integer from 1, or None for the cores of this process")

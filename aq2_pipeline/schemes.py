@@ -1,0 +1,309 @@
+"""Schemes: what a user asks for, as data. A family is one line of `FAMILIES`; names are stored, so they never change."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import operator
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aq2_pipeline.codecs import ASYMMETRIC, IDENTITY, SYMMETRIC
+from aq2_pipeline.errors import SchemeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aq2_pipeline.codecs import Codec
+
+__all__ = [
+    "DEFAULT_GROUP",
+    "FAMILIES",
+    "INPUT_DTYPES",
+    "Family",
+    "Scheme",
+    "add_family",
+    "known_names",
+    "parse",
+    "spelled",
+]
+
+DEFAULT_GROUP = 128
+WIDTHS = range(2, 9)
+#: What `@dtype` may say of Binary, BLOB and UInt16 weights.
+INPUT_DTYPES = ("f32", "f16", "bf16", "f64")
+#: `_channel` is one group a matrix row, `_tensor` one group for everything.
+PER_CHANNEL, PER_TENSOR = 0, -1
+LARGEST_GROUP = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """Schemes that differ only in their groups.
+
+    Parameters
+    ----------
+    template : str
+        The name; ``{group}`` stands for ``g<n>``, ``channel`` or ``tensor``.
+    codec : Codec
+        What encodes and decodes them.
+    params : tuple of int
+        The codec's parameters; the group size is added where there is one.
+    bit_width : int
+        Bits a code, without scales.
+    methods : tuple of str
+        How codes may be found; the first is the default.
+    summary : str
+        One line for the reference page.
+    """
+
+    template: str
+    codec: Codec
+    params: tuple[int, ...]
+    bit_width: int
+    methods: tuple[str, ...] = ()
+    summary: str = ""
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The template as a regular expression with a group named `group`."""
+        text = re.escape(self.template).replace(re.escape("{group}"), r"(?P<group>g[1-9][0-9]*|channel|tensor)")
+        return re.compile(text)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its schemes have groups."""
+        return "{group}" in self.template
+
+
+FAMILIES: list[Family] = [
+    *(
+        Family(f"int{b}_{{group}}", SYMMETRIC, (b,), b, ("minmax",), f"{b}-bit integers, one scale a group")
+        for b in WIDTHS
+    ),
+    *(
+        Family(f"int{b}_{{group}}_asym", ASYMMETRIC, (b,), b, ("minmax",), f"{b}-bit integers, scale and zero point")
+        for b in WIDTHS
+    ),
+    Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),
+    Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504"),
+    Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even"),
+]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to store weights.
+
+    Attributes
+    ----------
+    name : str
+        The canonical name, which is what is stored.
+    codec : Codec
+        Its kernels.
+    params : tuple of int
+        What the kernels are told.
+    bit_width : int
+        Bits a code.
+    group : int
+        Weights a group; 0 for a channel, -1 for the whole tensor, 1 where there are no groups.
+    method : str or None
+        How codes are found; not stored.
+    input_dtype : str or None
+        What Binary or UInt16 weights hold; not stored.
+    """
+
+    name: str
+    codec: Codec
+    params: tuple[int, ...]
+    bit_width: int
+    group: int
+    method: str | None = None
+    input_dtype: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row_length(self, shape: Sequence[int]) -> int:
+        """Return the weights of a matrix row, where groups restart.
+
+        Rank 0 and 1: everything. Rank 2: the last axis. More: trailing axes are
+        joined from the last until a row holds a group, never the first axis.
+
+        Examples
+        --------
+        >>> parse("int4_g128").row_length([64, 32, 3, 3])
+        288
+        >>> parse("int4_channel").row_length([64, 32, 3, 3])
+        288
+        >>> parse("int4_g128").row_length([10, 100])
+        100
+        """
+        if len(shape) <= 1:
+            return math.prod(shape)
+        if len(shape) == 2:  # noqa: PLR2004 - a matrix
+            return shape[-1]
+        row = 1
+        for axis in reversed(shape[1:]):
+            row *= axis
+            if 0 < self.group <= row:
+                break
+        return row
+
+
+def add_family(family: Family) -> None:
+    """Make a family known to every engine of this process.
+
+    Raises
+    ------
+    SchemeError
+        If its names are taken.
+    """
+    name = family.template.format(group="g128")
+    if any(known.pattern.fullmatch(name) for known in FAMILIES):
+        msg = f"a family already has the name {name!r}"
+        raise SchemeError(msg)
+    FAMILIES.append(family)
+    _parse_text.cache_clear()
+
+
+def known_names() -> list[str]:
+    """Return a name or more of each family, for messages and pages."""
+    groups = ("g32", "g64", "g128", "channel", "tensor")
+    return [f.template.format(group=g) for f in FAMILIES for g in (groups if f.grouped else groups[:1])]
+
+
+def parse(
+    scheme: Any,
+    *,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    method: str | None = None,
+    rotate: bool | None = None,
+) -> Scheme:
+    """Return the scheme that an integer (bits) or a name stands for.
+
+    Parameters
+    ----------
+    scheme : int or str or Scheme
+        Bits (2 to 8, in groups of 128), or
+        ``<canonical name>[:<method>][@<input dtype>]``.
+    group_size : int or {"channel", "tensor"}, optional
+    symmetric : bool, optional
+    method : str, optional
+    rotate : bool, optional
+        Sugar for the parts of a name; what contradicts a name is an error.
+
+    Raises
+    ------
+    SchemeError
+        For an unknown name, an impossible width, or a contradiction.
+
+    Examples
+    --------
+    >>> parse(4).name
+    'int4_g128'
+    >>> parse(4, group_size=64, symmetric=False).name
+    'int4_g64_asym'
+    >>> parse("int4_g64@bf16").input_dtype
+    'bf16'
+    """
+    if rotate:
+        msg = "no scheme of this version is rotated"
+        raise SchemeError(msg, "leave out rotate=")
+    if isinstance(scheme, Scheme):
+        scheme = spelled(scheme)
+    if isinstance(scheme, str):
+        found = _parse_text(scheme)
+    else:
+        found = _parse_text(_name_of_bits(scheme, group_size, symmetric))
+    _check_keywords(found, group_size, symmetric)
+    if method is not None:
+        if found.method not in (None, method) and ":" in str(scheme):
+            msg = f"method={method!r} contradicts the scheme {scheme!r}"
+            raise SchemeError(msg)
+        found = _parse_text(spelled(replace(found, method=method)))
+    return found
+
+
+def spelled(scheme: Scheme) -> str:
+    """Return the text that `parse` reads back: the name, the method and the input dtype."""
+    method = f":{scheme.method}" if scheme.method else ""
+    dtype = f"@{scheme.input_dtype}" if scheme.input_dtype else ""
+    return scheme.name + method + dtype
+
+
+def _name_of_bits(bits: Any, group_size: int | str | None, symmetric: bool | None) -> str:  # noqa: FBT001
+    hint = f"bits must be an integer from {WIDTHS.start} to {WIDTHS.stop - 1}, or a name such as 'int4_g64'"
+    try:
+        width = None if isinstance(bits, bool) or type(bits).__name__ == "bool" else operator.index(bits)
+    except TypeError:
+        width = None
+    if width is None or width not in WIDTHS:
+        msg = f"scheme: {bits!r} is no scheme"
+        raise SchemeError(msg, hint)
+    return f"int{width}_{_group_suffix(group_size)}" + ("_asym" if symmetric is False else "")
+
+
+def _group_suffix(group_size: int | str | None) -> str:
+    if group_size is None:
+        return f"g{DEFAULT_GROUP}"
+    if group_size in ("channel", "tensor"):
+        return str(group_size)
+    try:
+        size = -1 if isinstance(group_size, bool) else operator.index(group_size)  # type: ignore[arg-type]
+    except TypeError:
+        size = -1
+    if not 1 <= size <= LARGEST_GROUP:
+        msg = f"group_size: {group_size!r} is no group size"
+        raise SchemeError(msg, f"an integer from 1 to {LARGEST_GROUP}, 'channel' or 'tensor'")
+    return f"g{size}"
+
+
+def _check_keywords(scheme: Scheme, group_size: int | str | None, symmetric: bool | None) -> None:  # noqa: FBT001
+    parts = scheme.name.split("_")
+    if group_size is not None and _group_suffix(group_size) not in parts:
+        msg = f"group_size={group_size!r} contradicts the scheme {scheme.name!r}"
+        raise SchemeError(msg)
+    if symmetric is not None and symmetric is ("asym" in parts):
+        msg = f"symmetric={symmetric!r} contradicts the scheme {scheme.name!r}"
+        raise SchemeError(msg)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_text(text: str) -> Scheme:
+    head, at, dtype = text.partition("@")
+    name, colon, method = head.partition(":")
+    for family in FAMILIES:
+        match = family.pattern.fullmatch(name)
+        if match:
+            break
+    else:
+        close = difflib.get_close_matches(name.lower().strip(), known_names(), n=3, cutoff=0.0)
+        msg = f"scheme: {text!r} is unknown"
+        raise SchemeError(msg, f"the closest known names are {', '.join(map(repr, close))}")
+    if colon and method not in family.methods:
+        known = ", ".join(map(repr, family.methods)) or "none"
+        msg = f"scheme: {text!r} has the unknown method {method!r}"
+        raise SchemeError(msg, f"methods of {name!r}: {known}")
+    if at and dtype not in INPUT_DTYPES:
+        msg = f"scheme: {text!r} has the unknown input dtype {dtype!r}"
+        raise SchemeError(msg, f"one of {', '.join(map(repr, INPUT_DTYPES))}")
+    group = _group_of(match.groupdict().get("group"), text)
+    params = family.params + ((group,) if family.grouped else ())
+    default = family.methods[0] if family.methods else None
+    return Scheme(name, family.codec, params, family.bit_width, group, method or default, dtype or None)
+
+
+def _group_of(suffix: str | None, text: str) -> int:
+    if suffix is None:
+        return 1
+    if suffix in ("channel", "tensor"):
+        return PER_CHANNEL if suffix == "channel" else PER_TENSOR
+    size = int(suffix[1:]) if len(suffix) <= len(str(LARGEST_GROUP)) + 1 else LARGEST_GROUP + 1
+    if size > LARGEST_GROUP:
+        msg = f"scheme: {text!r} has too large a group"
+        raise SchemeError(msg, f"at most {LARGEST_GROUP}")
+    return size

@@ -1,0 +1,69 @@
+"""NumPy arrays and torch tensors as Arrow columns over the same memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aq2_pipeline.errors import InputTypeError
+from aq2_pipeline.layout import FLOATS
+
+__all__ = ["as_ndarray", "is_tensor", "rows_of"]
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is an ndarray or a torch tensor; torch is not imported to find out."""
+    return isinstance(value, np.ndarray) or _is_torch(value)
+
+
+def _is_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_ndarray(tensor: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a C-contiguous ndarray of native floats over the tensor's memory wherever that is what it holds.
+
+    bfloat16 (of torch or ml_dtypes) becomes float32, exactly; strided and
+    byte-swapped arrays are copied once.
+
+    Raises
+    ------
+    InputTypeError
+        For tensors of something else, on another device, or not dense.
+    """
+    if _is_torch(tensor):
+        tensor = _from_torch(tensor)
+    dtype = tensor.dtype
+    if dtype.name == "bfloat16":
+        return (np.ascontiguousarray(tensor).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype.kind != "f" or dtype.itemsize > 8:  # noqa: PLR2004 - float64
+        msg = f"weights are an array of {dtype}"
+        raise InputTypeError(msg, "cast it to float32")
+    native = tensor.astype(dtype.newbyteorder("="), copy=False)
+    return native if native.flags.c_contiguous and native.flags.aligned else np.array(native, order="C")
+
+
+def _from_torch(tensor: Any) -> Any:
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        msg = f"weights are a {tensor.layout} tensor on {tensor.device}"
+        raise InputTypeError(msg, "move it to the CPU and make it dense: tensor.to_dense().cpu()")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.dtype == torch.bfloat16:
+        return (tensor.contiguous().view(torch.uint16).numpy().astype(np.uint32) << 16).view(np.float32)
+    return tensor.numpy()
+
+
+def rows_of(values: np.ndarray[Any, np.dtype[Any]], n_rows: int) -> pa.LargeListArray:
+    """Return an array's memory as a column of equally long rows, without a copy."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    flat = values.reshape(-1)
+    child = pa.Array.from_buffers(kind, flat.size, [None, pa.py_buffer(flat)])
+    length = flat.size // n_rows if n_rows else 0
+    offsets = np.arange(n_rows + 1, dtype=np.int64) * length
+    list_type = FLOATS if kind == pa.float32() else pa.large_list(kind)
+    return pa.Array.from_buffers(list_type, n_rows, [None, pa.py_buffer(offsets)], children=[child])

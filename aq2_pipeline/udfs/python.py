@@ -1,0 +1,296 @@
+"""Python: the functions on pyarrow, NumPy and Polars columns, at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from aq2_pipeline import schemes
+from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError
+from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.layout import INTS
+from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
+
+if TYPE_CHECKING:
+    from aq2_pipeline.functions import Function
+
+__all__ = ["dequantize", "policy_scheme", "quantization_error", "quantize", "weight_stats"]
+
+
+def quantize(
+    column: Any,
+    scheme: Any,
+    shape: Any = None,
+    importance: Any = None,
+    *,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    method: str | None = None,
+    rotate: bool | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Quantize each row of a column of weights.
+
+    Parameters
+    ----------
+    column : array-like
+        A pyarrow Array or ChunkedArray, anything with ``__arrow_c_array__`` or
+        ``__arrow_c_stream__``, a Polars Series, a 1-D ndarray (one row), a 2-D
+        ndarray (a column of rows), or a list of ndarrays (tensors with their
+        shapes).
+    scheme : int or str or column
+        Bits (2 to 8), a scheme's name, or one of these a row.
+    shape : column of integer lists, or one tuple for all rows, optional
+        The product is the row's length.
+    importance : column of float lists, optional
+        One non-negative weight an input channel, or one a weight.
+    group_size, symmetric, method, rotate
+        Sugar for the parts of a scheme's name.
+    threads : int, optional
+        Threads to use; the result does not depend on it.
+
+    Returns
+    -------
+    pyarrow.StructArray, pyarrow.ChunkedArray or polars.Series
+        `layout.QUANTIZED`, of the kind that came in; a StructArray for ndarrays.
+        Null where the weights are null; an empty row has no data and no scales.
+
+    Raises
+    ------
+    SchemeError, InputTypeError, InputValueError
+        With the row (over all chunks) and the position.
+
+    Notes
+    -----
+    The formulas are in `kernels.integer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aq2_pipeline
+    >>> q = aq2_pipeline.quantize(np.array([1.0, -7.0, 3.5], np.float32), 4)
+    >>> q[0]["scales"].as_py(), q[0]["quantized_data"].as_py().hex()
+    ([1.0], '190c')
+    """
+    keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
+    return _call("quantize", column, _scheme(scheme, keywords), shape, importance, threads=threads)
+
+
+def quantization_error(
+    column: Any,
+    scheme: Any,
+    shape: Any = None,
+    importance: Any = None,
+    *,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    method: str | None = None,
+    rotate: bool | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Return what `quantize` would lose in each row; parameters are its.
+
+    Returns
+    -------
+    pyarrow.StructArray, pyarrow.ChunkedArray or polars.Series
+        float64 fields mse, rmse, max_abs, sqnr_db (decibels, +inf without
+        error), cosine, bits_per_weight; null fields for an empty row.
+    """
+    keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
+    return _call("quantization_error", column, _scheme(scheme, keywords), shape, importance, threads=threads)
+
+
+def dequantize(column: Any, *, threads: int | None = None) -> Any:
+    """Decode each row of a quantized column to float32.
+
+    Parameters
+    ----------
+    column : array-like
+        What `quantize` returns, from any engine or file.
+    threads : int, optional
+        Threads to use.
+
+    Returns
+    -------
+    pyarrow.LargeListArray, pyarrow.ChunkedArray or polars.Series
+        Null where the row is null.
+
+    Raises
+    ------
+    InputValueError, InputTypeError, SchemeError
+        If a row contradicts itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.dequantize(aq2_pipeline.quantize(np.array([1.0, -7.0, 3.4], np.float32), 4)).to_pylist()
+    [[1.0, -7.0, 3.0]]
+    """
+    return _call("dequantize", column, threads=threads)
+
+
+def weight_stats(column: Any, *, threads: int | None = None) -> Any:
+    """Return statistics of each row of weights.
+
+    Parameters
+    ----------
+    column : array-like
+        As `quantize` takes it; values that are not finite are counted, not refused.
+    threads : int, optional
+        Threads to use.
+
+    Returns
+    -------
+    pyarrow.StructArray, pyarrow.ChunkedArray or polars.Series
+        int64 count, zeros, non_finite; float64 min, max, mean, std (the
+        population's), abs_max, kurtosis (Fisher's excess, null where std is 0),
+        outlier_ratio (share with ``|w - mean| > 6 std``). Of an empty row only
+        the count is not null.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.weight_stats(np.array([1.0, 0.0, -1.0, float("nan")], np.float32))[0]["non_finite"].as_py()
+    1
+    """
+    return _call("weight_stats", column, threads=threads)
+
+
+def policy_scheme(layer_name: Any, shape: Any, bit_width: Any, mode: Any = "diffusion") -> Any:
+    """Return the scheme that a named policy gives a layer, or each row of a column of layers.
+
+    Parameters
+    ----------
+    layer_name : str or column of str
+    shape : tuple of int or column of integer lists
+    bit_width : int or column of int
+    mode : str or column of str
+
+    Returns
+    -------
+    str, or a column of the kind of `layer_name`
+
+    Examples
+    --------
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.policy_scheme("layers.0.mlp.weight", (4096, 4096), 4)
+    'int4_g64'
+    """
+    if isinstance(layer_name, str):
+        shapes = pa.array([None if shape is None else list(shape)], INTS)
+        return FUNCTIONS["policy_scheme"](pa.array([layer_name]), shapes, pa.array([bit_width]), pa.array([mode]))[
+            0
+        ].as_py()
+    return _call("policy_scheme", layer_name, shape, bit_width, mode)
+
+
+def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
+    """Return a constant with its keywords spelled out, or a column, which takes none."""
+    if not _is_column(scheme):
+        return schemes.parse(scheme, **keywords)
+    if any(value is not None for value in keywords.values()):
+        msg = "scheme: a column of schemes takes no keywords"
+        raise SchemeError(msg, "spell them in the column's names, e.g. 'int4_g64_asym'")
+    return scheme
+
+
+def _is_column(value: Any) -> bool:
+    exports = hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
+    return exports or isinstance(value, (list, np.ndarray))
+
+
+def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> Any:
+    function = FUNCTIONS[name]
+    if hasattr(column, "aq2"):  # a Polars Series: its own namespace keeps its chunks
+        return getattr(column.aq2, name)(*others)
+    if isinstance(column, list) and function.arguments[0].kind == "weights":
+        return _each_tensor(function, column, others, threads)
+    whole = as_column(column, function)
+    given = [_argument(function, k, other, len(whole)) for k, other in enumerate(others, 1)]
+    if not isinstance(whole, pa.ChunkedArray):
+        return function(whole, *given, n_threads=threads)
+    results, row = [], 0
+    for chunk in whole.chunks:
+        n = len(chunk)
+        pieces = (other.slice(row, n) if isinstance(other, pa.Array) else other for other in given)
+        try:
+            results.append(function(chunk, *pieces, n_threads=threads))
+        except Aq2Error as error:
+            raise (error.at(row=error.row + row) if error.row is not None else error) from None
+        row += n
+    return pa.chunked_array(results, function.result)
+
+
+def _each_tensor(function: Function, tensors: list[Any], others: tuple[Any, ...], threads: int | None) -> pa.Array:
+    """Run a list of tensors, each over its own memory and with its own shape."""
+    results = []
+    given = [_argument(function, k, other, len(tensors)) for k, other in enumerate(others, 1)]
+    for row, item in enumerate(tensors):
+        if not is_tensor(item):
+            msg = f"row {row} is a {type(item).__name__}"
+            raise InputTypeError(msg, "a list holds ndarrays or tensors").at(function=function.sql_name)
+        values = as_ndarray(item)
+        pieces = [other.slice(row, 1) if isinstance(other, pa.Array) else other for other in given]
+        if len(pieces) > 1 and (pieces[1] is None or not pieces[1].is_valid()[0].as_py()):
+            pieces[1] = pa.array([list(values.shape)], INTS)
+        try:
+            results.append(function(rows_of(values, 1), *pieces, n_threads=threads))
+        except Aq2Error as error:
+            raise (error.at(row=row) if error.row is not None else error) from None
+    return pa.concat_arrays(results) if results else pa.array([], function.result)
+
+
+def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
+    """Return what a user calls a column as pyarrow's; a 1-D array is one row, a 2-D array its rows.
+
+    Raises
+    ------
+    InputTypeError
+        For anything else.
+    """
+    try:
+        if isinstance(column, (pa.Array, pa.ChunkedArray)):
+            return column
+        if is_tensor(column):
+            values = as_ndarray(column)
+            if values.ndim in (1, 2):
+                return rows_of(values, 1 if values.ndim == 1 else len(values))
+            msg = f"the array has {values.ndim} axes"
+            raise InputTypeError(msg, "1 axis is one row, 2 are a column of rows; put tensors into a list: [array]")
+        if hasattr(column, "__arrow_c_array__"):
+            return pa.array(column)
+        if hasattr(column, "__arrow_c_stream__"):
+            return pa.chunked_array(column)
+    except Aq2Error as error:
+        raise error.at(function=function.sql_name) from None
+    msg = f"{function.arguments[0].name} is a {type(column).__name__}"
+    hint = "a pyarrow array, a Polars Series, an ndarray, a list of ndarrays, or anything with __arrow_c_array__"
+    raise InputTypeError(msg, hint).at(function=function.sql_name)
+
+
+def _argument(function: Function, k: int, value: Any, n: int) -> Any:
+    """Return an argument after the first as a constant scheme, None, or a pyarrow array of `n` rows."""
+    argument = function.arguments[k]
+    if value is None and argument.optional:
+        return None
+    if argument.kind == "scheme" and not _is_column(value):
+        return value
+    if argument.kind == "shape" and isinstance(value, tuple):
+        array = pa.array([list(value)] * n, INTS)
+    elif argument.kind == "importance" and isinstance(value, np.ndarray):
+        array = pa.array([value] * n)
+    elif isinstance(value, list):
+        array = pa.array([list(item) if isinstance(item, tuple) else item for item in value])
+    elif _is_column(value):
+        array = as_column(value, function)
+    else:
+        array = pa.array([value] * n)
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if len(array) != n:
+        msg = f"{argument.name} has {len(array)} rows, {function.arguments[0].name} has {n}"
+        raise InputTypeError(msg).at(function=function.sql_name)
+    return array
