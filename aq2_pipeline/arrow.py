@@ -203,6 +203,8 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array) -> Weights:
         child = child.values.slice(first * width, n * width)
         inside = (nulls[:, None] * width + np.arange(width)).ravel()
         nulls = np.union1d(inside, _null_positions(child))
+    if pt.is_null(child.type):  # `[]` and `[NULL]` as SQL literals and `pa.array` give them
+        child = pa.nulls(len(child), pa.float32())
     _refuse_element_type(child.type, dtype, array.type)
     weights.shape = nested_shape(array.type)
     weights.nulls = nulls
