@@ -77,8 +77,8 @@ def _control_word(write: bool) -> Any:  # noqa: FBT001 - a two-sided register ac
 
     @intrinsic
     def access(_typing: Any, _state: Any) -> Any:
-        def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            if not context.codegen().target_data or "x86_64" not in builder.module.triple:
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            if "x86_64" not in builder.module.triple:
                 return args[0]
             word = builder.alloca(ir.IntType(32))
             builder.store(args[0], word)

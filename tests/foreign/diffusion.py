@@ -1,0 +1,137 @@
+"""What a policy does to the output of a real diffusion U-Net: `python tests/foreign/diffusion.py` prints the tables.
+
+The initializers of the ONNX file in the package `adaptive-terrain-diffusion` are
+quantized, decoded and put back; onnxruntime runs the model at seven noise
+levels on fixed noise; the output is compared with the float model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+
+from aq2_pipeline import ArrowQuantV2
+
+SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0, 40.0, 80.0)
+UNIFORM = [f"int4_{g}{a}" for g in ("g16", "g32", "g64", "g128", "g256", "channel", "tensor") for a in ("", "_asym")]
+
+
+def load_model():
+    """Return the package's ONNX model."""
+    path = importlib.resources.files("terrain_diffusion") / "weights/terrain_consistency_unet_difficulty100.onnx"
+    return onnx.load(str(path))
+
+
+@dataclass
+class Inputs:
+    """Fixed noise on a clean sample, or noise alone."""
+
+    difficulty: float = 50.0
+    seed: int = 0
+    batch: int = 2
+    clean: bool = True
+
+
+class Bench:
+    """The float model's outputs, and what quantized weights make of them."""
+
+    def __init__(self, inputs):
+        self.model, self.inputs = load_model(), inputs
+        self.tensors = {t.name: t for t in self.model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+        self.weights = {name: numpy_helper.to_array(t) for name, t in self.tensors.items()}
+        self.weights = {name: w for name, w in self.weights.items() if w.size >= 16}
+        rng = np.random.default_rng(inputs.seed)
+        first, noise = (rng.standard_normal((inputs.batch, 1, 128, 128), dtype=np.float32) for _ in range(2))
+        session = self._session({})
+        sample = self._run(session, first * np.float32(80), 80.0) if inputs.clean else np.float32(0)
+        self.noisy = [sample + noise * np.float32(sigma) for sigma in SIGMAS]
+        self.outputs = [self._run(session, x, sigma) for x, sigma in zip(self.noisy, SIGMAS, strict=True)]
+
+    def _session(self, decoded):
+        """Put weights into the file itself: `add_initializer` does not replace those of convolutions."""
+        before = {name: self.tensors[name].raw_data for name in decoded}
+        for name, values in decoded.items():
+            self.tensors[name].raw_data = np.ascontiguousarray(values, np.float32).tobytes()
+        try:
+            options = onnxruntime.SessionOptions()
+            return onnxruntime.InferenceSession(
+                self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        finally:
+            for name, data in before.items():
+                self.tensors[name].raw_data = data
+
+    def _run(self, session, noisy, sigma):
+        n = len(noisy)
+        feed = {
+            "noisy": np.ascontiguousarray(noisy, np.float32),
+            "sigma": np.full(n, sigma, np.float32),
+            "difficulty": np.full(n, self.inputs.difficulty, np.float32),
+        }
+        return session.run(None, feed)[0].astype(np.float64)
+
+    def quantized(self, mode="base", bits=4, scheme=None):
+        """Quantize every tensor; 1-D tensors stay float under a uniform scheme."""
+        layers = self.weights if scheme is None else {n: w for n, w in self.weights.items() if w.ndim > 1}
+        return ArrowQuantV2(mode=mode).quantize_batch(layers, bits, scheme=scheme)
+
+    def sqnr(self, layers):
+        """Return the output's SQNR in dB at each sigma."""
+        session = self._session(ArrowQuantV2().dequantize_batch(layers))
+        return [
+            10 * np.log10((y * y).sum() / ((y - self._run(session, x, sigma)) ** 2).sum())
+            for x, y, sigma in zip(self.noisy, self.outputs, SIGMAS, strict=True)
+        ]
+
+
+def cost(layers, least_rank=2):
+    """Return (bytes, bits a weight) of the tensors of at least that rank."""
+    chosen = [r for r in layers.values() if len(r["shape"]) >= least_rank]
+    n_bytes = sum(len(r["quantized_data"]) + 4 * (r["scales"].size + r["zero_points"].size) for r in chosen)
+    return n_bytes, 8 * n_bytes / sum(int(np.prod(r["shape"])) for r in chosen)
+
+
+def row(name, bench, layers):
+    """Return a line of a Markdown table."""
+    values = bench.sqnr(layers)
+    n_bytes, bits = cost(layers)
+    cells = " | ".join(f"{v:.1f}" for v in values)
+    return f"| {name} | {np.mean(values):.2f} | {cells} | {bits:.3f} | {n_bytes:,} |"
+
+
+def main():
+    """Print the tables of docs/explanation/policies.md."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=2)
+    batch = parser.parse_args().batch
+    head = f"| weights | mean dB | {' | '.join(map(str, SIGMAS))} | bits/weight | bytes |"
+    bench = Bench(Inputs(batch=batch))
+    print("\nFour bits, dB at each sigma:\n", head, "|---" * (len(SIGMAS) + 4) + "|", sep="\n")
+    print(row("**diffusion**", bench, bench.quantized("diffusion")))
+    print(row("base", bench, bench.quantized("base")))
+    for scheme in UNIFORM:
+        print(row(scheme, bench, bench.quantized(scheme=scheme)))
+    print("\nOther widths:\n", head, "|---" * (len(SIGMAS) + 4) + "|", sep="\n")
+    for bits in (2, 3, 5, 6, 8):
+        for mode in ("base", "diffusion"):
+            print(row(f"{mode} {bits}", bench, bench.quantized(mode, bits)))
+    print(
+        "\nOther inputs, mean dB:\n", "| inputs | base | int4_g64 | int4_g16 | diffusion |", "|---" * 5 + "|", sep="\n"
+    )
+    others = [Inputs(seed=1), Inputs(clean=False), Inputs(difficulty=49 / 99), Inputs(difficulty=1.0, seed=2)]
+    for inputs in others:
+        inputs.batch = batch
+        other = Bench(inputs)
+        runs = (other.quantized(), other.quantized(scheme="int4_g64"), other.quantized(scheme="int4_g16"))
+        means = [np.mean(other.sqnr(layers)) for layers in (*runs, other.quantized("diffusion"))]
+        print(f"| {inputs} | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+
+
+if __name__ == "__main__":
+    main()
