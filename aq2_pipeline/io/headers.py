@@ -1,0 +1,277 @@
+"""The header of a safetensors file, checked before a byte of a tensor is read.
+
+Stricter than the format's own library: a header begins with ``{``, keys are
+unique, ranks and names are bounded. Numbers are Python integers throughout, so
+that no product or sum of a hostile header wraps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from aq2_pipeline.errors import FormatError, InputTypeError
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+__all__ = ["DTYPE_BITS", "FLOAT_DTYPES", "Header", "Tensor", "bad_file", "open_regular", "read_header", "source_path"]
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 1_000_000
+MAX_RANK = 8
+MAX_NAME_BYTES = 1024
+MAX_AXIS = 2**63 - 1
+
+#: Bits an element of each dtype of the format (safetensors 0.8, `safetensors/src/tensor.rs`).
+DTYPE_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
+#: The dtypes whose tensors are weights.
+FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+_ZIP_MAGIC, _GGUF_MAGIC = b"PK\x03\x04", b"GGUF"
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file.
+
+    Attributes
+    ----------
+    name : str
+        Data, never a path.
+    dtype : str
+        A key of `DTYPE_BITS`.
+    shape : tuple of int
+    begin, end : int
+        Where its bytes are, counted from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of its data."""
+        return self.end - self.begin
+
+    @property
+    def n_weights(self) -> int:
+        """Its elements if it holds weights, else 0."""
+        return math.prod(self.shape) if self.dtype in FLOAT_DTYPES else 0
+
+
+class Header(NamedTuple):
+    """What a file holds.
+
+    Attributes
+    ----------
+    tensors : tuple of Tensor
+        In the order of their data.
+    metadata : dict of str to str
+        The file's own ``__metadata__``.
+    stamp : tuple of int
+        The size in bytes and the time of change (ns), to notice a file that changes.
+    """
+
+    tensors: tuple[Tensor, ...]
+    metadata: dict[str, str]
+    stamp: tuple[int, int]
+
+
+def bad_file(path: Path, reason: str, hint: str | None = None, layer: str | None = None) -> FormatError:
+    """Return the error of a file, and of one of its tensors where it is known."""
+    error = FormatError(f"{str(path)!r}: {reason}", hint)
+    if layer is not None:
+        error.at(layer=layer if len(layer) <= MAX_NAME_BYTES else layer[:64] + "...")
+    return error
+
+
+def source_path(source: Any) -> Path:
+    """Return a path that a user gave; a file that is known by its name not to be safetensors is refused.
+
+    Raises
+    ------
+    InputTypeError
+        If it is no path.
+    FormatError
+        For pickles and archives: nothing in them is ever run or unpacked.
+    """
+    if not isinstance(source, str | os.PathLike) or isinstance(os.fspath(source), bytes):
+        msg = f"scan_safetensors: the source is a {type(source).__name__}"
+        raise InputTypeError(msg, "give a path")
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise bad_file(path, "pickle formats are not read", "convert it to safetensors where you trust it")
+    if suffix in _ARCHIVES:
+        raise bad_file(path, "archives are not read", "extract it first")
+    return path
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file without buffering; a FIFO or device never blocks.
+
+    Raises
+    ------
+    FormatError
+        If it is a directory, FIFO, device or socket.
+    OSError
+        If it is missing or may not be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise bad_file(path, "not a regular file")
+    return path.open("rb", buffering=0)
+
+
+def read_header(file: FileIO, path: Path) -> Header:
+    """Read and check the header of an open file.
+
+    Parameters
+    ----------
+    file : FileIO
+        Unbuffered; its position changes.
+    path : Path
+        What messages call it.
+
+    Raises
+    ------
+    FormatError
+        Naming the file, and the tensor where one is at fault.
+
+    Notes
+    -----
+    An uint64 (little-endian) header size, that many bytes of JSON, then the
+    tensors' bytes without holes: https://github.com/huggingface/safetensors#format
+    """
+    status = os.fstat(file.fileno())
+    size = status.st_size
+    file.seek(0)
+    start = file.read(9) or b""
+    if len(start) < 8:  # noqa: PLR2004 - the bytes of the header's size
+        raise bad_file(path, "the file is empty" if not size else f"the file ends after {size} bytes, in its header")
+    n_header = int.from_bytes(start[:8], "little")
+    if n_header > size - 8 or start[8:] != b"{":
+        raise _not_safetensors(path, start, n_header, size)
+    if n_header > MAX_HEADER_BYTES:
+        raise bad_file(path, f"the header claims {n_header} bytes; at most {MAX_HEADER_BYTES} are read")
+    file.seek(8)
+    text = b""
+    while len(text) < n_header and (more := file.read(n_header - len(text))):
+        text += more
+    entries = _parsed(text, path)
+    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    if len(entries) > MAX_TENSORS:
+        raise bad_file(path, f"the header names {len(entries)} tensors; at most {MAX_TENSORS} are read")
+    data_at = 8 + n_header
+    tensors = sorted((_tensor(path, name, entry, data_at, size) for name, entry in entries.items()), key=_span)
+    _check_cover(path, tensors, data_at, size)
+    return Header(tuple(tensors), metadata, (size, status.st_mtime_ns))
+
+
+def _not_safetensors(path: Path, start: bytes, n_header: int, size: int) -> FormatError:
+    """Say what a file is whose first bytes cannot be those of a header."""
+    if start.startswith(_ZIP_MAGIC):
+        return bad_file(path, "the file is a zip archive", "torch's zip files are pickles: convert it to safetensors")
+    if start.startswith(_GGUF_MAGIC):
+        return bad_file(path, "the file is GGUF, not safetensors")
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return bad_file(path, "pickle formats are not read", "convert it to safetensors where you trust it")
+    if n_header > size - 8:
+        return bad_file(path, f"the header claims {n_header} bytes, the file has {size}", "the file is cut, or another")
+    return bad_file(path, "the header is no JSON object", "expected '{' as its first byte")
+
+
+def _parsed(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise bad_file(path, f"the header is not UTF-8: byte {error.start}") from None
+    except RecursionError:
+        raise bad_file(path, "the header is nested too deep") from None
+    except ValueError as error:
+        raise bad_file(path, f"the header is not JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise bad_file(path, "the header is no JSON object")
+    return entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"the key {twice[:64]!r} is there twice"
+        raise ValueError(msg)
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    msg = f"{name} is no JSON number"
+    raise ValueError(msg)
+
+
+def _metadata(entry: Any, path: Path) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise bad_file(path, "__metadata__ is not an object of strings")
+    return entry
+
+
+def _is_count(value: Any, largest: int) -> bool:
+    return type(value) is int and 0 <= value <= largest
+
+
+def _tensor(path: Path, name: str, entry: Any, data_at: int, size: int) -> Tensor:
+    """Check one entry of the header against the file's size."""
+    try:
+        n_name = len(name.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        raise bad_file(path, f"the tensor's name {name[:64]!r} is not Unicode") from None
+    if n_name > MAX_NAME_BYTES:
+        raise bad_file(path, f"a tensor's name has {n_name} bytes; at most {MAX_NAME_BYTES} are read", layer=name)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise bad_file(path, "the entry does not have exactly dtype, shape and data_offsets", layer=name)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise bad_file(path, f"the dtype {str(dtype)[:64]!r} is unknown", f"one of {', '.join(DTYPE_BITS)}", name)
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_count(n, MAX_AXIS) for n in shape):
+        raise bad_file(path, f"the shape is not a list of at most {MAX_RANK} axes in 0..2^63-1", layer=name)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n, size - data_at) for n in offsets):  # noqa: PLR2004
+        told = str(offsets)[:64]
+        raise bad_file(path, f"the data_offsets {told} are not within the {size - data_at} bytes of data", layer=name)
+    begin, end = offsets
+    if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
+        raise bad_file(path, f"the shape {shape} of {dtype} does not take the {end - begin} bytes it has", layer=name)
+    return Tensor(name, dtype, tuple(shape), data_at + begin, data_at + end)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    return tensor.begin, tensor.end
+
+
+def _check_cover(path: Path, tensors: list[Tensor], data_at: int, size: int) -> None:
+    """Check that the tensors follow one another without hole, overlap or tail."""
+    at, before = data_at, None
+    for tensor in tensors:
+        if tensor.begin != at:
+            what = "a hole" if tensor.begin > at else f"an overlap with {before!r}"
+            raise bad_file(path, f"its bytes begin at {tensor.begin - data_at} after {what}", layer=tensor.name)
+        at, before = tensor.end, tensor.name
+    if at != size:
+        raise bad_file(path, f"{size - at} bytes follow the last tensor", "the file is cut, or has a tail", before)
