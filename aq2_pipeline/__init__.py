@@ -17,7 +17,7 @@ from aq2_pipeline.errors import (
     SchemeError,
 )
 from aq2_pipeline.quantizer import ArrowQuantV2
-from aq2_pipeline.udfs import polars as _polars  # registers the namespaces
+from aq2_pipeline.udfs import polars as _polars  # noqa: F401 - registers the namespaces
 from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_error, quantize, weight_stats
 
 if TYPE_CHECKING:

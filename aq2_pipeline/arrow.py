@@ -1,4 +1,4 @@
-"""The only file that touches Arrow's buffers: columns to flat arrays with spans, and back.
+"""Columns to flat arrays with spans: with `build`, which goes back, the only file that touches Arrow's buffers.
 
 Facts that decide the code here. `ListArray.flatten()` drops what null rows own
 while the offsets still count it, so values, offsets and validity are read by
@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline.errors import InputTypeError, InputValueError
-from aq2_pipeline.layout import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -360,60 +359,6 @@ def n_weights(shape: Sequence[int | None]) -> int:
 def decoded(array: pa.Array) -> pa.Array:
     """Return a column without its dictionary."""
     return array.cast(array.type.value_type) if pt.is_dictionary(array.type) else array
-
-
-# --- Results ---------------------------------------------------------------------------------------------------------
-
-
-def offsets_of(sizes: Array) -> Array:
-    """Return n + 1 offsets of n sizes."""
-    offsets = np.zeros(sizes.size + 1, np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return offsets
-
-
-def _bitmap(valid: Array) -> pa.Buffer | None:
-    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-
-
-def float_lists(offsets: Array, values: Array, valid: Array) -> pa.Array:
-    """Build a large_list<float32> over a NumPy buffer, without a copy."""
-    child = pa.Array.from_buffers(pa.float32(), values.size, [None, pa.py_buffer(values)])
-    buffers = [_bitmap(valid), pa.py_buffer(offsets)]
-    return pa.Array.from_buffers(FLOATS, valid.size, buffers, children=[child])
-
-
-def binaries(offsets: Array, data: Array, valid: Array) -> pa.Array:
-    """Build a large_binary over a NumPy buffer, without a copy."""
-    buffers = [_bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.large_binary(), valid.size, buffers)
-
-
-def integers(values: Array, valid: Array) -> pa.Array:
-    """Build an int64 column over a NumPy buffer."""
-    return pa.Array.from_buffers(pa.int64(), valid.size, [_bitmap(valid), pa.py_buffer(values)])
-
-
-def doubles(values: Array, valid: Array) -> pa.Array:
-    """Build a float64 column over a NumPy buffer."""
-    return pa.Array.from_buffers(pa.float64(), valid.size, [_bitmap(valid), pa.py_buffer(values)])
-
-
-def texts(names: Sequence[str], index: Array, valid: Array) -> pa.Array:
-    """Build a large_string column: row i is `names[index[i]]`."""
-    if len(names) == 1:  # a million equal names in one stroke
-        one = np.frombuffer(names[0].encode(), np.uint8)
-        offsets = np.arange(valid.size + 1, dtype=np.int64) * one.size
-        buffers = [_bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(np.tile(one, valid.size))]
-        return pa.Array.from_buffers(pa.large_string(), valid.size, buffers)
-    chosen = pa.array(index, mask=~valid)
-    return pa.array(list(names) or [""], pa.large_string()).take(chosen)
-
-
-def structs(kind: pa.StructType, fields: Sequence[pa.Array], valid: Array) -> pa.StructArray:
-    """Build a struct column; the children of a null row are null too."""
-    buffers = [_bitmap(valid)]
-    return pa.Array.from_buffers(kind, valid.size, buffers, children=list(fields))
 
 
 def _frozen(values: Array) -> Array:

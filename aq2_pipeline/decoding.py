@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, threads
+from aq2_pipeline import arrow, build, threads
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
 
@@ -123,7 +123,7 @@ class Decoding:
         """Return (offsets, values) of the decoded column; the values of rows in `failures` mean nothing."""
         from aq2_pipeline.kernels.rows import decode_rows  # noqa: PLC0415 - kernels load at their first use
 
-        offsets = arrow.offsets_of(self.lengths)
+        offsets = build.offsets_of(self.lengths)
         values = np.empty(offsets[-1], np.float32)
         tasks: list[Callable[[], None]] = []
         results = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, threads
+from aq2_pipeline import arrow, build, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
@@ -150,13 +150,13 @@ class Encoding:
         index = np.zeros(self.lengths.size, np.int64)
         for k, part in enumerate(self.parts):
             index[part.rows] = k
-        return arrow.texts([part.scheme.name for part in self.parts], index, self.valid)
+        return build.texts([part.scheme.name for part in self.parts], index, self.valid)
 
     def encode(self, n_threads: int | None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing."""
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
-        data_at, scales_at, zeros_at = (arrow.offsets_of(column) for column in self.sizes)
+        data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
         data = np.empty(data_at[-1], np.uint8)
         scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
         tasks: list[Callable[[], None]] = []

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from aq2_pipeline import arrow, layout
-from aq2_pipeline.errors import Aq2Error
+from aq2_pipeline import arrow, build, layout
 from aq2_pipeline.decoding import Decoding
 from aq2_pipeline.encoding import Encoding
+from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.statistics import row_stats
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def quantize(
         done = job.encode(n_threads)
     fields = [
         job.names(),
-        arrow.integers(job.lengths, job.valid),
-        arrow.integers(job.row_lengths, job.valid),
-        arrow.binaries(done.data_offsets, done.data, job.valid),
-        arrow.float_lists(done.scale_offsets, done.scales, job.valid),
-        arrow.float_lists(done.zero_offsets, done.zero_points, job.valid),
+        build.integers(job.lengths, job.valid),
+        build.integers(job.row_lengths, job.valid),
+        build.binaries(done.data_offsets, done.data, job.valid),
+        build.float_lists(done.scale_offsets, done.scales, job.valid),
+        build.float_lists(done.zero_offsets, done.zero_points, job.valid),
     ]
-    return arrow.structs(layout.QUANTIZED, fields, job.valid)
+    return build.structs(layout.QUANTIZED, fields, job.valid)
 
 
 def quantization_error(
@@ -104,7 +104,7 @@ def quantization_error(
         bits = 8 * (sizes.n_bytes) / lengths
     some = valid & (lengths > 0)
     columns = (mse, np.sqrt(mse), max_error, sqnr, cosine, bits)
-    return arrow.structs(layout.ERROR, [arrow.doubles(np.ascontiguousarray(c), some) for c in columns], valid)
+    return build.structs(layout.ERROR, [build.doubles(np.ascontiguousarray(c), some) for c in columns], valid)
 
 
 def weight_stats(
@@ -120,11 +120,11 @@ def weight_stats(
     _report(read.failures, failures)
     counts, figures = row_stats(read, n_threads)
     lengths, some, finite = read.lengths, read.valid & (read.lengths > 0), read.valid & (counts[:, 1] < read.lengths)
-    fields = [arrow.integers(lengths, read.valid)]
-    fields += [arrow.integers(np.ascontiguousarray(column), some) for column in counts.T]
+    fields = [build.integers(lengths, read.valid)]
+    fields += [build.integers(np.ascontiguousarray(column), some) for column in counts.T]
     for column in figures.T:
-        fields.append(arrow.doubles(np.ascontiguousarray(column), finite & ~np.isnan(column)))
-    return arrow.structs(layout.STATS, fields, read.valid)
+        fields.append(build.doubles(np.ascontiguousarray(column), finite & ~np.isnan(column)))
+    return build.structs(layout.STATS, fields, read.valid)
 
 
 def dequantize(
@@ -152,7 +152,7 @@ def dequantize(
         _report(job.failures, failures)
         job = Decoding(quantized, skip=job.failures)
         offsets, values = job.decode(n_threads)
-    return arrow.float_lists(offsets, values, job.valid)
+    return build.float_lists(offsets, values, job.valid)
 
 
 def map_rows(function: Callable[..., str], *columns: pa.Array, failures: Failures | None = None) -> pa.Array:

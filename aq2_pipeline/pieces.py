@@ -43,7 +43,8 @@ class Pieces(NamedTuple):
         """Return where each piece begins in what its row writes, given what each piece writes."""
         ends = np.cumsum(sizes)
         first = np.searchsorted(self.rows, self.rows)  # the first piece of the same row
-        return ends - sizes - (ends[first] - sizes[first])
+        begins: Array = ends - sizes
+        return begins - begins[first]
 
 
 def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Pieces:

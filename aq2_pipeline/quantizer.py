@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import policy, schemes, threads
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows
-from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
+from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping, quantize_layer, quantized_row, rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy as np
 
     Progress = Callable[[str, float], Any]
 
 __all__ = ["ArrowQuantV2", "QuantizedLayers"]
-
-#: Weights that the layers of one round hold at the most; progress is told after each round.
-ROUND_SIZE = 1 << 25
-
-
-class QuantizedLayers(dict[str, dict[str, Any]]):
-    """Layer name -> its result, in the order given.
-
-    Attributes
-    ----------
-    errors : dict
-        Layer name -> the exception of each layer that failed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: dict[str, Exception] = {}
 
 
 class ArrowQuantV2:
@@ -270,7 +252,7 @@ class ArrowQuantV2:
             DeprecationWarning,
             stacklevel=2,
         )
-        arrays = {name: _FromList(values) for name, values in _mapping(weights).items()}
+        arrays = {name: FromList(values) for name, values in checked_mapping(weights).items()}
         return self._layers(arrays, bit_width, None, scheme, threads, continue_on_error, "quantize")
 
     def dequantize_batch(
@@ -287,7 +269,7 @@ class ArrowQuantV2:
         results = {}
         for name, layer in quantized.items():
             try:
-                row = _quantized_row(layer)
+                row = quantized_row(layer)
                 decoded = FUNCTIONS["dequantize"](row, n_threads=n_threads)
             except Aq2Error as error:
                 raise error.at(layer=name, row=None) from None
@@ -304,18 +286,18 @@ class ArrowQuantV2:
         keep: bool,  # noqa: FBT001
         caller: str,
     ) -> QuantizedLayers:
-        layers = _mapping(weights)
+        layers = checked_mapping(weights)
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode)
         choose(None, None)  # a wrong width fails before anything runs
         fixed = None if scheme is None else schemes.parse(scheme)
         n_threads = _thread_count(threads_) or self.threads
         results = QuantizedLayers()
         done = 0
-        for names in _rounds(layers):
+        for names in rounds(layers):
             found: dict[str, Any] = {}
             inner = n_threads if len(names) == 1 else 1
             threads.run(
-                [partial(_quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names],
+                [partial(quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names],
                 n_threads,
             )
             for name in names:
@@ -333,96 +315,13 @@ class ArrowQuantV2:
         return results
 
 
-class _FromList:
-    """A list that becomes an array when its turn comes."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    def array(self) -> Any:
-        try:
-            array = np.asarray(self.values)
-        except ValueError as error:
-            msg = f"the lists make no array: {error}"
-            raise InputTypeError(msg, "nested lists must be equally long") from None
-        if array.dtype.kind == "O":
-            array = np.asarray(self.values, np.float32)
-        return array.astype(np.float32) if array.dtype.kind in "iu" else array
-
-
-def _quantize_layer(
-    found: dict[str, Any], name: str, tensor: Any, choose: Any, n_threads: int | None, caller: str
-) -> None:
-    """Put the layer's result, or its exception, where the caller finds it."""
-    try:
-        if isinstance(tensor, _FromList):
-            tensor = tensor.array()
-        if not is_tensor(tensor):
-            msg = f"weights are a {type(tensor).__name__}"
-            raise InputTypeError(msg, "an ndarray or a torch tensor; np.asarray(list, np.float32) makes one")  # noqa: TRY301
-        values = as_ndarray(tensor)
-        scheme = choose(name, values.shape) if callable(choose) else choose
-        shape = pa.array([list(values.shape)], pa.large_list(pa.int64()))
-        row = FUNCTIONS["quantize"](rows_of(values, 1), scheme, shape, n_threads=n_threads)
-        found[name] = _layer_result(row, values.shape)
-    except Aq2Error as error:
-        found[name] = error.at(function=f"ArrowQuantV2.{caller}", layer=name, row=None)
-    except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
-        found[name] = error
-
-
-def _layer_result(row: pa.StructArray, shape: tuple[int, ...]) -> dict[str, Any]:
-    scheme = schemes.parse(row.field("scheme")[0].as_py())
-    return {
-        "quantized_data": row.field("quantized_data")[0].as_py(),
-        "scales": row.field("scales").values.to_numpy(),
-        "zero_points": row.field("zero_points").values.to_numpy(),
-        "shape": tuple(shape),
-        "bit_width": scheme.bit_width,
-        "scheme": scheme.name,
-        "row_length": row.field("row_length")[0].as_py(),
-    }
-
-
-def _quantized_row(layer: Mapping[str, Any]) -> pa.StructArray:
-    missing = {"scheme", "shape", "quantized_data", "scales", "zero_points"} - set(layer)
-    if missing:
-        msg = f"the layer has no {', '.join(map(repr, sorted(missing)))}"
-        raise InputTypeError(msg, "expected what quantize_batch returns")
-    length = math.prod(layer["shape"])
-    fields = {
-        "scheme": pa.array([layer["scheme"]], pa.string()),
-        "length": pa.array([length], pa.int64()),
-        "row_length": pa.array([layer.get("row_length", length)], pa.int64()),
-        "quantized_data": pa.array([layer["quantized_data"]], pa.large_binary()),
-        "scales": rows_of(np.ascontiguousarray(layer["scales"], np.float32), 1),
-        "zero_points": rows_of(np.ascontiguousarray(layer["zero_points"], np.float32), 1),
-    }
-    return pa.StructArray.from_arrays(list(fields.values()), list(fields))
-
-
-def _rounds(layers: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the names in order, in rounds of at most `ROUND_SIZE` weights."""
-    names: list[str] = []
-    size = 0
-    for name, tensor in layers.items():
-        n = math.prod(getattr(tensor, "shape", ()) or (1,))
-        if names and size + n > ROUND_SIZE:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += n
-    if names:
-        yield names
-
-
 def _quantized_batches(
     reader: pa.RecordBatchReader,
     columns: Any,
     choose: Any,
     n_threads: int | None,
-    keep: bool,
-    caller: str,  # noqa: FBT001
+    keep: bool,  # noqa: FBT001
+    caller: str,
 ) -> Iterator[pa.RecordBatch]:
     row = n_failed = 0
     for batch in reader:
@@ -452,17 +351,6 @@ def _reader(table: Any) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_batches(batch.schema, [batch])
     msg = f"the table is a {type(table).__name__}"
     raise InputTypeError(msg, "a pyarrow.Table, or anything with __arrow_c_stream__ (Polars, DuckDB)")
-
-
-def _mapping(weights: Any) -> Mapping[str, Any]:
-    if not isinstance(weights, Mapping):
-        msg = f"weights are a {type(weights).__name__}"
-        raise InputTypeError(msg, "a dict of layer name to array")
-    for name in weights:
-        if not isinstance(name, str):
-            msg = f"the layer name {name!r} is no string"
-            raise InputTypeError(msg)
-    return weights
 
 
 def _thread_count(n: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Schemes: what a user asks for, as data. A family is one line of `FAMILIES`; names are stored, so they never change."""
+"""Schemes: what a user asks for, as data. A family is one line of `FAMILIES`; its names are stored and never change."""
 
 from __future__ import annotations
 

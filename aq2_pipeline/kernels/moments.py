@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, float_of, ordered
 
