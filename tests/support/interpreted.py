@@ -1,0 +1,60 @@
+"""Kernels as plain Python: what Numba was given, run by the interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from aq2_pipeline.kernels import bits, identity, integer, moments, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULES = (bits, moments, integer, identity, rows)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Replace every compiled helper by its Python function, for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in MODULES:
+            for name, value in list(vars(module).items()):
+                if hasattr(value, "py_func") and hasattr(value, "nopython_signatures"):
+                    patch.setattr(module, name, value.py_func)
+        yield
+
+
+def readonly(values: Any, dtype: Any = None) -> np.ndarray:
+    """Return a contiguous read-only array, as kernels take their inputs."""
+    array = np.ascontiguousarray(values, dtype).view()
+    array.flags.writeable = False
+    return array
+
+
+NONE = readonly([], np.float32)
+
+
+def encode(kernel: Any, w: np.ndarray, row_length: int, params: tuple, sizes: tuple) -> tuple:
+    """Run an encoder on one row: (status, data, scales, zero points), in outputs that were full of ones."""
+    data = np.full(sizes[0], 255, np.uint8)
+    scales, zeros = np.full(sizes[1], np.nan, np.float32), np.full(sizes[2], np.nan, np.float32)
+    status = kernel(readonly(w), row_length, readonly(params, np.int64), NONE, data, scales, zeros)
+    return status, data, scales, zeros
+
+
+def decode(kernel: Any, data: Any, scales: Any, zeros: Any, row_length: int, params: tuple, n: int) -> tuple:
+    """Run a decoder on one row: (status, values)."""
+    values = np.full(n, np.nan, np.float32)
+    given = (readonly(data, np.uint8), readonly(scales, np.float32), readonly(zeros, np.float32))
+    status = kernel(*given, row_length, readonly(params, np.int64), values)
+    return status, values
+
+
+def error(kernel: Any, w: np.ndarray, row_length: int, params: tuple) -> tuple:
+    """Run an error kernel on one row: (status, sums)."""
+    lanes, sums = np.zeros(moments.N_ERROR_SUMS * moments.N_LANES), np.zeros(moments.N_ERROR_SUMS)
+    status = kernel(readonly(w), row_length, readonly(params, np.int64), NONE, lanes, sums)
+    return status, sums
