@@ -270,7 +270,8 @@ def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:
     data = weights.values
     for row in np.flatnonzero(weights.lengths % kind.itemsize):
         n = int(weights.lengths[row])
-        weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights"))
+        hint = "say what the bytes hold in the scheme, e.g. 'int4_g128@bf16'"
+        weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights", hint))
     data = _aligned(weights, data, kind.itemsize).view(kind)
     weights.values = _frozen(data if dtype == "f32" else _float32_of(data, dtype))
     if dtype == "f64":

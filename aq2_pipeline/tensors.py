@@ -37,6 +37,9 @@ def as_ndarray(tensor: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """
     if _is_torch(tensor):
         tensor = _from_torch(tensor)
+    if isinstance(tensor, np.ma.MaskedArray):
+        msg = "weights are a masked array"
+        raise InputTypeError(msg, "fill it: array.filled(0)")
     dtype = tensor.dtype
     if dtype.name == "bfloat16":
         return (np.ascontiguousarray(tensor).view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -56,7 +56,7 @@ def _run(function: Function, columns: list[pl.Series], constants: dict[int, Any]
     for chunk in first.get_chunks() or [first]:
         pieces = iter([chunk, *(_piece(other, row, len(chunk), len(first)) for other in columns[1:])])
         n = len(columns) + len(constants)
-        given = [constants[k] if k in constants else next(pieces).to_arrow() for k in range(n)]
+        given = [constants[k] if k in constants else _arrow(function, k, next(pieces)) for k in range(n)]
         try:
             results.append(function(*given))
         except Aq2Error as error:
@@ -69,6 +69,17 @@ def _run(function: Function, columns: list[pl.Series], constants: dict[int, Any]
         msg = f"{function.sql_name} returned {len(result)} rows for {len(first)}"
         raise Aq2Error(msg)
     return result.alias(first.name)
+
+
+def _arrow(function: Function, k: int, column: pl.Series) -> pa.Array:
+    """Return an argument as Arrow holds it; objects would come as their addresses, in bytes."""
+    try:
+        if column.dtype != pl.Object:
+            return column.to_arrow()
+    except pa.ArrowException:  # a type of Polars' own, such as Int128
+        pass
+    msg = f"{function.arguments[k].name} are {column.dtype}"
+    raise InputTypeError(msg, "cast it to a type that Arrow has").at(function=function.sql_name)
 
 
 def _piece(column: pl.Series, row: int, n: int, whole: int) -> pl.Series:
