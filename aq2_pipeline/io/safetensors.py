@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
-from aq2_pipeline import arrow, layout
+from aq2_pipeline import build, layout
 from aq2_pipeline.errors import EngineError, InputValueError
 from aq2_pipeline.io.headers import Header, Tensor, bad_file, open_regular, read_header, source_path
 
@@ -187,14 +187,14 @@ class SafetensorsFile:
             raise bad_file(self.path, "the file has changed since its header was read", "scan it again")
 
     def _floats(self, file: FileIO, tensors: Sequence[Tensor]) -> pa.Array:
-        offsets = arrow.offsets_of(np.array([tensor.n_weights for tensor in tensors], np.int64))
+        offsets = build.offsets_of(np.array([tensor.n_weights for tensor in tensors], np.int64))
         values = np.empty(offsets[-1], np.float32)
         for tensor, begin, end in zip(tensors, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if tensor.dtype == "F32":
                 self._read(file, tensor, tensor.begin, values[begin:end].view(np.uint8))
             elif tensor.dtype in _NUMPY:
                 self._convert(file, tensor, values[begin:end])
-        return arrow.float_lists(offsets, values, _valid(tensors))
+        return build.float_lists(offsets, values, _valid(tensors))
 
     def _convert(self, file: FileIO, tensor: Tensor, values: Array) -> None:
         """Read a tensor of another float dtype piece by piece, so that it is never there twice."""
@@ -222,18 +222,18 @@ class SafetensorsFile:
             if size > MAX_BINARY_BYTES:
                 error = EngineError(f"the tensor has {size} bytes, a Polars Binary value at most {MAX_BINARY_BYTES}")
                 raise error.at(function="scan_safetensors", layer=tensor.name)
-        offsets = arrow.offsets_of(np.array(sizes, np.int64))
+        offsets = build.offsets_of(np.array(sizes, np.int64))
         data = np.empty(offsets[-1], np.uint8)
         for tensor, size, begin in zip(tensors, sizes, offsets[:-1].tolist(), strict=True):
             self._read(file, tensor, tensor.begin, data[begin : begin + size])
-        return arrow.binaries(offsets, data, _valid(tensors))
+        return build.binaries(offsets, data, _valid(tensors))
 
     def _read(self, file: FileIO, tensor: Tensor, offset: int, target: Array) -> None:
         """Fill a uint8 array from the file: read, not mapped, so that a file that shrinks is an error, not a signal."""
         file.seek(offset)
         at = 0
         while at < target.size:
-            n_read = file.readinto(memoryview(target[at : at + READ_BYTES]))
+            n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
             if not n_read:
                 raise bad_file(self.path, f"the data ends {target.size - at} bytes early", layer=tensor.name)
             at += n_read

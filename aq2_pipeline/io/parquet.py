@@ -1,0 +1,246 @@
+"""Quantized layer tables as Parquet files: row groups bounded by bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aq2_pipeline import __version__, layout, schemes
+from aq2_pipeline.errors import Aq2Error, FormatError
+from aq2_pipeline.io.headers import bad_file, open_regular
+from aq2_pipeline.io.writing import replacing
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "StoredLayer", "write_quantized"]
+
+#: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
+ROW_GROUP_BYTES = 1 << 26
+LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
+#: Codes do not repeat, so a dictionary of them only costs.
+_DICTIONARIES = ["dtype", "quantized.scheme"]
+
+
+def write_quantized(
+    tables: Iterable[Any], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write layer tables with the column `quantized` to one Parquet file.
+
+    Parameters
+    ----------
+    tables : iterable
+        pyarrow tables or record batches, Polars frames, or anything with
+        ``__arrow_c_stream__``, of the columns ``layer_name``, ``shape``,
+        ``dtype`` and ``quantized``; others are dropped. Each is written when it
+        comes, so an iterator keeps one in memory.
+    target : str or Path
+        It is replaced once the file is complete.
+    metadata : mapping of str to str, optional
+        Added to the file's key-value metadata, beside ``aq2_pipeline`` (the
+        version).
+
+    Returns
+    -------
+    int
+        The rows written.
+
+    Raises
+    ------
+    FormatError
+        If a table lacks a column, or has one of another type.
+    OSError
+        If the file cannot be written; an earlier one stays as it was.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import polars as pl
+    >>> import aq2_pipeline
+    >>> df = pl.DataFrame({"layer_name": ["w"], "shape": [[2, 2]], "dtype": ["F32"], "weights": [[1.0, 2, 3, 4]]})
+    >>> with TemporaryDirectory() as folder:
+    ...     write_quantized([df.with_columns(quantized=pl.col("weights").aq2.quantize(4, "shape"))], f"{folder}/q")
+    ...     pl.read_parquet(f"{folder}/q").select(pl.col("quantized").struct.field("scheme")).item()
+    1
+    'int4_g128'
+    """
+    schema = LAYER_TABLE.with_metadata({"aq2_pipeline": __version__, **(metadata or {})})
+    n_rows = 0
+    with replacing(target) as temporary:
+        with pq.ParquetWriter(
+            temporary, schema, compression="zstd", use_dictionary=_DICTIONARIES, write_statistics=["layer_name"]
+        ) as writer:
+            for given in tables:
+                table = _layer_table(given, target).cast(schema)
+                for first, last in _row_groups(table):
+                    writer.write_table(table.slice(first, last - first), row_group_size=last - first)
+                n_rows += len(table)
+        with pq.ParquetFile(temporary) as written:
+            if written.metadata.num_rows != n_rows:
+                msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
+                raise FormatError(msg)
+    return n_rows
+
+
+def _layer_table(given: Any, target: Any) -> pa.Table:
+    table = pa.table(given)
+    missing = [name for name in LAYER_TABLE.names if name not in table.column_names]
+    if missing:
+        msg = f"{str(target)!r}: the table has no column {', '.join(map(repr, missing))}"
+        raise FormatError(msg, f"a layer table has {', '.join(map(repr, LAYER_TABLE.names))}")
+    return table.select(LAYER_TABLE.names)
+
+
+def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows that stand for at most `ROW_GROUP_BYTES` of float32 weights."""
+    lengths = table["quantized"].combine_chunks().field("length").fill_null(0).to_pylist()
+    first = n_bytes = 0
+    for row, length in enumerate(lengths):
+        if row > first and n_bytes + 4 * length > ROW_GROUP_BYTES:
+            yield first, row
+            first, n_bytes = row, 0
+        n_bytes += 4 * length
+    if first < len(lengths):
+        yield first, len(lengths)
+
+
+class StoredLayer(NamedTuple):
+    """What a file says of a layer, without its codes.
+
+    Attributes
+    ----------
+    name : str
+    shape : list of int
+    dtype : str or None
+        Of the source.
+    scheme : str or None
+        None where nothing is stored: the layer was not of floats.
+    length, n_bytes : int
+        Weights, and the bytes of their codes, scales and zero points.
+    """
+
+    name: str
+    shape: list[int]
+    dtype: str | None
+    scheme: str | None
+    length: int
+    n_bytes: int
+
+
+class QuantizedFile:
+    """A Parquet file of quantized layers, read in batches of bounded size.
+
+    Parameters
+    ----------
+    source : str or Path
+        Written by `write_quantized`, or any Parquet file with the columns
+        ``layer_name`` and ``quantized``, and if it has them ``shape`` and ``dtype``.
+
+    Raises
+    ------
+    FormatError
+        If it is none.
+    OSError
+        If it is missing or may not be read.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]) -> None:
+        self.path = Path(source).expanduser()
+        open_regular(self.path).close()
+        try:
+            self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+        except (pa.ArrowException, OSError) as error:
+            raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
+        self.schema = self._file.schema_arrow
+        self.metadata = {
+            k.decode(): v.decode() for k, v in (self.schema.metadata or {}).items() if k != b"ARROW:schema"
+        }
+        for name in ("layer_name", "quantized"):
+            if self.schema.names.count(name) != 1:
+                raise bad_file(self.path, f"the file has no column {name!r}", "expected what aq2 quantize writes")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def source_metadata(self) -> dict[str, str]:
+        """The ``__metadata__`` of the safetensors file that this was made of."""
+        try:
+            found = json.loads(self.metadata.get("aq2.source_metadata", "{}"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise bad_file(self.path, "the key aq2.source_metadata is not an object of strings")
+        return found
+
+    @cached_property
+    def layers(self) -> list[StoredLayer]:
+        """Every layer, in order.
+
+        Raises
+        ------
+        FormatError
+            If a row contradicts itself, naming the layer.
+        """
+        fields = ("scheme", "length", "row_length")
+        columns = [name for name in ("layer_name", "shape", "dtype") if name in self.schema.names]
+        rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
+        return [self._layer(row) for row in rows]
+
+    def _layer(self, row: dict[str, Any]) -> StoredLayer:
+        name, stored = row["layer_name"], row["quantized"] or {}
+        if not isinstance(name, str):
+            raise bad_file(self.path, f"a layer is called {name!r}")
+        scheme, length = stored.get("scheme"), stored.get("length")
+        shape = row.get("shape")
+        if scheme is None:
+            return StoredLayer(name, shape or [], row.get("dtype"), None, 0, 0)
+        if length is None or length < 0 or (shape is not None and _product(shape) != length):
+            raise bad_file(self.path, f"the shape {shape} and the length {length} contradict", layer=name)
+        row_length = stored.get("row_length")
+        try:
+            known = schemes.parse(scheme)
+            sizes = known.codec.sizes(
+                np.array([length]), np.array([length if row_length is None else row_length]), known.params
+            )
+        except Aq2Error as error:
+            raise error.at(layer=name) from None
+        n_bytes = sum(int(size[0]) * (4 if k else 1) for k, size in enumerate(sizes))
+        return StoredLayer(name, [length] if shape is None else shape, row.get("dtype"), known.name, length, n_bytes)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield ``layer_name`` and ``quantized``, at most `ROW_GROUP_BYTES` of decoded weights or one layer."""
+        first = 0
+        for group in range(self._file.num_row_groups):
+            n_rows = self._file.metadata.row_group(group).num_rows
+            lengths = [layer.length for layer in self.layers[first : first + n_rows]]
+            step = max(1, ROW_GROUP_BYTES // (4 * max(lengths, default=0) or 1))
+            reader = self._file.iter_batches(
+                batch_size=min(step, max(n_rows, 1)), row_groups=[group], columns=["layer_name", "quantized"]
+            )
+            while (batch := self._read(lambda reader=reader: next(reader, None))) is not None:
+                yield batch
+            first += n_rows
+
+    def _read(self, read: Any) -> Any:
+        try:
+            return read()
+        except (pa.ArrowException, OSError) as error:
+            raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
+
+
+def _product(shape: list[int | None]) -> int:
+    product = 1
+    for axis in shape:
+        product *= -1 if axis is None or axis < 0 else axis
+    return product
