@@ -115,8 +115,9 @@ class Decoding:
         for row in rows[self.valid[rows]].tolist():
             k = int(np.searchsorted(bad, lists.starts[row]))
             if k < bad.size and bad[k] < lists.stops[row]:
-                group, value = int(bad[k] - lists.starts[row]), float(lists.values[bad[k]])
-                error = InputValueError(f"the {name} of group {group} is {value!r}")
+                group = int(bad[k] - lists.starts[row])
+                value = None if bad[k] in lists.nulls else float(lists.values[bad[k]])
+                error = InputValueError(f"the {name} of group {group} is {'null' if value is None else repr(value)}")
                 self._fail(row, error.at(position=group, value=value))
 
     def decode(self, n_threads: int | None) -> tuple[Array, Array]:
@@ -158,9 +159,9 @@ def _fields(quantized: pa.Array) -> dict[str, pa.Array]:
         msg = f"the column is {quantized.type}"
         raise InputTypeError(msg, "expected the struct that aq2_quantize returns")
     names = [field.name for field in quantized.type]
-    missing = [name for name in _REQUIRED if name not in names]
+    missing = [name for name in _REQUIRED if names.count(name) != 1]
     if missing:
-        msg = f"the struct has no field {', '.join(map(repr, missing))}; it has {', '.join(map(repr, names))}"
+        msg = f"the struct has not one field {', '.join(map(repr, missing))}; it has {', '.join(map(repr, names))}"
         raise InputTypeError(msg, "expected the struct that aq2_quantize returns")
     return {name: arrow.decoded(quantized.field(name)) for name in (*_REQUIRED, "row_length") if name in names}
 
@@ -172,5 +173,5 @@ def _int64(column: pa.Array, instead: Array) -> Array:
     if not pt.is_integer(column.type):
         msg = f"length and row_length are {column.type}"
         raise InputTypeError(msg, "expected int64")
-    values = column.fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(arrow.validity(column), values, instead)
+    values = column.fill_null(0).cast(pa.int64(), safe=False)  # a forged uint64 becomes negative, and is refused
+    return np.where(arrow.validity(column), values.to_numpy(), instead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.pieces import Failures
     from aq2_pipeline.schemes import Scheme
 
+_LARGEST_SIZE = np.iinfo(np.int64).max
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_FLOATS.flags.writeable = False
 
@@ -214,10 +216,12 @@ class Encoding:
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
     n = arrow.n_weights(shape)
-    if n == length:
-        return None
     if n < 0:
         return InputValueError(f"the shape {list(shape)} has an axis that is null or negative")
+    if math.prod(axis or 1 for axis in shape) > _LARGEST_SIZE:  # an axis of 0 must not hide a row that has no length
+        return InputValueError(f"the shape {list(shape)} holds more weights than any row")
+    if n == length:
+        return None
     return InputValueError(f"the shape {list(shape)} holds {n} weights, the row holds {length}")
 
 

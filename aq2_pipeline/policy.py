@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aq2_pipeline.errors import SchemeError
+from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.schemes import WIDTHS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["ALIASES", "DEFAULT_MODE", "POLICIES", "Rule", "mode_name", "policy_scheme"]
 
@@ -105,6 +103,18 @@ def mode_name(mode: Any) -> str:
     return known
 
 
+def _check_layer(layer_name: Any, shape: Any) -> None:
+    if not isinstance(layer_name, str | None):
+        msg = f"layer_name is a {type(layer_name).__name__}"
+        raise InputTypeError(msg, "expected a string")
+    if not isinstance(shape, Sequence | None) or isinstance(shape, str):
+        msg = f"shape is a {type(shape).__name__}"
+        raise InputTypeError(msg, "expected a list of integers")
+    if shape is not None and any(not isinstance(axis, int) or axis < 0 for axis in shape):
+        msg = f"the shape {list(shape)} has an axis that is no length"
+        raise InputValueError(msg, "an axis is an integer from 0; leave out a shape that is not known")
+
+
 def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width: int, mode: str = DEFAULT_MODE) -> str:
     """Return the scheme that a named policy gives a layer.
 
@@ -123,6 +133,8 @@ def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width
     ------
     SchemeError
         For another mode or width.
+    InputTypeError, InputValueError
+        For a name or a shape that cannot be.
 
     Examples
     --------
@@ -141,5 +153,6 @@ def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width
     if width is None or width not in WIDTHS:
         msg = f"bit_width: {bit_width!r} is no width"
         raise SchemeError(msg, f"an integer from {WIDTHS.start} to {WIDTHS.stop - 1}")
+    _check_layer(layer_name, shape)
     rule = next(rule for rule in rules if rule.matches(layer_name or "", shape))
     return rule.scheme.format(b=width)

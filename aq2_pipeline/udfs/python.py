@@ -181,10 +181,7 @@ def policy_scheme(layer_name: Any, shape: Any, bit_width: Any, mode: Any = "diff
     'int4_g64'
     """
     if isinstance(layer_name, str):
-        shapes = pa.array([None if shape is None else list(shape)], INTS)
-        return FUNCTIONS["policy_scheme"](pa.array([layer_name]), shapes, pa.array([bit_width]), pa.array([mode]))[
-            0
-        ].as_py()
+        return _call("policy_scheme", pa.array([layer_name]), shape, bit_width, mode)[0].as_py()
     return _call("policy_scheme", layer_name, shape, bit_width, mode)
 
 
@@ -214,7 +211,7 @@ def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> A
     if not isinstance(whole, pa.ChunkedArray):
         return function(whole, *given, n_threads=threads)
     results, row = [], 0
-    for chunk in whole.chunks:
+    for chunk in whole.chunks or [pa.nulls(0, whole.type)]:  # a wrong type is one without rows, too
         n = len(chunk)
         pieces = (other.slice(row, n) if isinstance(other, pa.Array) else other for other in given)
         try:
@@ -279,16 +276,20 @@ def _argument(function: Function, k: int, value: Any, n: int) -> Any:
         return None
     if argument.kind == "scheme" and not _is_column(value):
         return value
-    if argument.kind == "shape" and isinstance(value, tuple):
-        array = pa.array([list(value)] * n, INTS)
-    elif argument.kind == "importance" and isinstance(value, np.ndarray):
-        array = pa.array([value] * n)
-    elif isinstance(value, list):
-        array = pa.array([list(item) if isinstance(item, tuple) else item for item in value])
-    elif _is_column(value):
-        array = as_column(value, function)
-    else:
-        array = pa.array([value] * n)
+    try:
+        if argument.kind == "shape" and isinstance(value, tuple):
+            array = pa.array([list(value)] * n, INTS)
+        elif argument.kind == "importance" and isinstance(value, np.ndarray):
+            array = pa.array([value] * n)
+        elif isinstance(value, list | np.ndarray):
+            array = pa.array([list(item) if isinstance(item, tuple) else item for item in value])
+        elif _is_column(value):
+            array = as_column(value, function)
+        else:
+            array = pa.array([value] * n)
+    except (pa.ArrowException, OverflowError) as error:
+        msg = f"{argument.name} makes no column: {error}"
+        raise InputTypeError(msg).at(function=function.sql_name) from None
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     if len(array) != n:
         msg = f"{argument.name} has {len(array)} rows, {function.arguments[0].name} has {n}"
