@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "StoredLayer", "write_quantized"]
+__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "StoredLayer", "stored_bytes", "write_quantized"]
 
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
@@ -210,12 +210,9 @@ class QuantizedFile:
         row_length = stored.get("row_length")
         try:
             known = schemes.parse(scheme)
-            sizes = known.codec.sizes(
-                np.array([length]), np.array([length if row_length is None else row_length]), known.params
-            )
         except Aq2Error as error:
             raise error.at(layer=name) from None
-        n_bytes = sum(int(size[0]) * (4 if k else 1) for k, size in enumerate(sizes))
+        n_bytes = stored_bytes(known, length, length if row_length is None else row_length)
         return StoredLayer(name, [length] if shape is None else shape, row.get("dtype"), known.name, length, n_bytes)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -237,6 +234,12 @@ class QuantizedFile:
             return read()
         except (pa.ArrowException, OSError) as error:
             raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
+
+
+def stored_bytes(scheme: schemes.Scheme, length: int, row_length: int) -> int:
+    """Return the bytes that codes, scales and zero points of so many weights take."""
+    data, scales, zero_points = scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)
+    return int(data[0] + 4 * (scales[0] + zero_points[0]))
 
 
 def _product(shape: list[int | None]) -> int:
