@@ -359,7 +359,12 @@ def n_weights(shape: Sequence[int | None]) -> int:
 
 def decoded(array: pa.Array) -> pa.Array:
     """Return a column without its dictionary."""
-    return array.cast(array.type.value_type) if pt.is_dictionary(array.type) else array
+    if not pt.is_dictionary(array.type):
+        return array
+    values = array.dictionary
+    if pt.is_string_view(values.type) or pt.is_binary_view(values.type):  # views have no kernel for `take`
+        values = values.cast(pa.large_string() if pt.is_string_view(values.type) else pa.large_binary())
+    return values.take(array.indices)
 
 
 def _frozen(values: Array) -> Array:

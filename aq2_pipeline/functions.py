@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import layout, ops, policy, schemes
-from aq2_pipeline.errors import Aq2Error, SchemeError
+from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
 
-__all__ = ["FUNCTIONS", "Argument", "Function", "check_constant"]
+__all__ = ["FUNCTIONS", "Argument", "Function", "check_constant", "thread_count"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,20 @@ FUNCTIONS = {
         Function("policy_scheme", _LAYER, layout.TEXT, _policy_scheme, "The scheme that a named policy gives a layer."),
     )
 }
+
+
+def thread_count(n: Any) -> int | None:
+    """Return a number of threads that a user asked for; None is the limit of this process.
+
+    Raises
+    ------
+    InputValueError
+        For anything else.
+    """
+    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
+        return n
+    msg = f"threads: {n!r} is no number of threads"
+    raise InputValueError(msg, "an integer from 1, or None for the cores of this process")
 
 
 def check_constant(function: Function, argument: Argument, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
@@ -160,20 +161,23 @@ def _schemes(
 ) -> Any:
     """Return the scheme, or a column of them; a policy reads the whole tensor's shape where a row is a chunk."""
     whole = arrow.read_lists(batch["tensor_shape"], "the column 'tensor_shape'") if columns.tensor_shape else None
-    if not callable(choose):
-        column = choose
-    else:
-        told = shapes if whole is None else [a if b is None else b for a, b in zip(shapes, whole, strict=True)]
-        column = pa.array([choose(name, shape) for name, shape in zip(names, told, strict=True)], layout.TEXT)
-    if whole is None:
-        return column
-    wanted = column.to_pylist() if isinstance(column, pa.Array) else [column] * len(batch)
-    for row, (one, shape) in enumerate(zip(wanted, whole, strict=True)):
-        if shape is not None and one is not None and schemes.parse(one).group == schemes.PER_TENSOR:
-            error = SchemeError(f"{one!s} has one scale a tensor, and the row is a chunk of one", "use _channel or _g")
+    if whole is None and not callable(choose):
+        return choose
+    whole = whole or [None] * len(batch)
+    given = choose.to_pylist() if isinstance(choose, pa.Array) else [choose] * len(batch)
+    wanted: list[str | None] = [None] * len(batch)
+    for row in np.flatnonzero(arrow.validity(batch["weights"])).tolist():
+        try:
+            told = shapes[row] if whole[row] is None else whole[row]
+            scheme = schemes.parse(choose(names[row], told) if callable(choose) else given[row])
+            if whole[row] is not None and scheme.group == schemes.PER_TENSOR:
+                msg = f"{scheme!s} has one scale a tensor, and the row is a chunk of one"
+                raise SchemeError(msg, "use _channel or _g")
+        except Aq2Error as error:
             failures[row] = error.at(row=row)
-            wanted[row] = None
-    return pa.array([None if one is None else schemes.spelled(schemes.parse(one)) for one in wanted], layout.TEXT)
+        else:
+            wanted[row] = schemes.spelled(scheme)
+    return pa.array(wanted, layout.TEXT)
 
 
 def dequantize_batch(batch: pa.RecordBatch, first_row: int, n_threads: int | None) -> pa.RecordBatch:

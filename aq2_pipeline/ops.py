@@ -118,12 +118,12 @@ def weight_stats(
     """
     read = arrow.read_weights(weights)
     _report(read.failures, failures)
-    counts, figures = row_stats(read, n_threads)
-    lengths, some, finite = read.lengths, read.valid & (read.lengths > 0), read.valid & (counts[:, 1] < read.lengths)
-    fields = [build.integers(lengths, read.valid)]
-    fields += [build.integers(np.ascontiguousarray(column), some) for column in counts.T]
-    for column in figures.T:
-        fields.append(build.doubles(np.ascontiguousarray(column), finite & ~np.isnan(column)))
+    found = row_stats(read, n_threads)
+    some = read.valid & (read.lengths > 0)
+    fields = [build.integers(read.lengths, read.valid)]
+    for name, column in found.items():
+        counted = name in layout.COUNT_FIELDS
+        fields.append(build.integers(column, some) if counted else build.doubles(column, ~np.isnan(column)))
     return build.structs(layout.STATS, fields, read.valid)
 
 
@@ -174,4 +174,4 @@ def _report(found: Failures, failures: Failures | None) -> None:
     if found and failures is None:
         raise found[min(found)]
     if failures is not None:
-        failures.update(found)
+        failures.update((row, error) for row, error in found.items() if row not in failures)  # the first reason stays

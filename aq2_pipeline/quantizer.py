@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aq2_pipeline import policy, schemes, threads
-from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
-from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.errors import Aq2Error, InputTypeError
+from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows
 from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping, quantize_layer, quantized_row, rounds
 
@@ -58,7 +58,7 @@ class ArrowQuantV2:
     def __init__(self, mode: str = policy.DEFAULT_MODE, threads: int | None = None) -> None:
         policy.mode_name(mode)
         self.mode = mode
-        self.threads = _thread_count(threads)
+        self.threads = thread_count(threads)
 
     # --- Arrow -------------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class ArrowQuantV2:
             layer_name, weights (large_list<float32>), shape, then the other columns.
         """
         reader = _reader(table)
-        n_threads = _thread_count(threads) or self.threads
+        n_threads = thread_count(threads) or self.threads
         batches, row = [], 0
         for batch in reader:
             batches.append(dequantize_batch(batch, row, n_threads))
@@ -167,7 +167,7 @@ class ArrowQuantV2:
         elif isinstance(scheme, pa.ChunkedArray):
             scheme = scheme.combine_chunks()
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode) if scheme is None else scheme
-        n_threads = _thread_count(threads) or self.threads
+        n_threads = thread_count(threads) or self.threads
         return _quantized_batches(reader, columns, choose, n_threads, keep, caller)
 
     # --- Dicts -------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class ArrowQuantV2:
         dict of str to ndarray
             float32, in their shapes.
         """
-        n_threads = _thread_count(threads) or self.threads
+        n_threads = thread_count(threads) or self.threads
         results = {}
         for name, layer in quantized.items():
             try:
@@ -290,7 +290,7 @@ class ArrowQuantV2:
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode)
         choose(None, None)  # a wrong width fails before anything runs
         fixed = None if scheme is None else schemes.parse(scheme)
-        n_threads = _thread_count(threads_) or self.threads
+        n_threads = thread_count(threads_) or self.threads
         results = QuantizedLayers()
         done = 0
         for names in rounds(layers):
@@ -351,10 +351,3 @@ def _reader(table: Any) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_batches(batch.schema, [batch])
     msg = f"the table is a {type(table).__name__}"
     raise InputTypeError(msg, "a pyarrow.Table, or anything with __arrow_c_stream__ (Polars, DuckDB)")
-
-
-def _thread_count(n: Any) -> int | None:
-    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
-        return n
-    msg = f"threads: {n!r} is no number of threads"
-    raise InputValueError(msg, "an integer from 1, or None for the cores of this process")

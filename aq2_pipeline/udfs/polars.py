@@ -76,7 +76,7 @@ def _arrow(function: Function, k: int, column: pl.Series) -> pa.Array:
     try:
         if column.dtype != pl.Object:
             return column.to_arrow()
-    except pa.ArrowException:  # a type of Polars' own, such as Int128
+    except (pa.ArrowException, pl.exceptions.PanicException):  # a type that only Polars has, such as Int128
         pass
     msg = f"{function.arguments[k].name} are {column.dtype}"
     raise InputTypeError(msg, "cast it to a type that Arrow has").at(function=function.sql_name)

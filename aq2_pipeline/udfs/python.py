@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError
-from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.layout import INTS
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
 
@@ -202,6 +202,7 @@ def _is_column(value: Any) -> bool:
 
 def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> Any:
     function = FUNCTIONS[name]
+    thread_count(threads)
     if hasattr(column, "aq2"):  # a Polars Series: its own namespace keeps its chunks
         return getattr(column.aq2, name)(*others)
     if isinstance(column, list) and function.arguments[0].kind == "weights":
