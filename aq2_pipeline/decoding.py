@@ -14,7 +14,7 @@ from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from aq2_pipeline.arrow import Array
     from aq2_pipeline.errors import Aq2Error
@@ -126,7 +126,7 @@ class Decoding:
 
         offsets = build.offsets_of(self.lengths)
         values = np.empty(offsets[-1], np.float32)
-        tasks: list[Callable[[], None]] = []
+        tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for scheme, rows in self._parts:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
@@ -139,7 +139,7 @@ class Decoding:
             status = np.full(pieces.rows.size, -1, np.int64)
             arguments = (*data, *scales, *zeros, frozen(pieces.row_lengths), values, *target, status)
             decode, params = scheme.codec.decode, frozen(scheme.params)
-            tasks += (partial(decode_rows, decode, params, a, b, *arguments) for a, b in slices(pieces.lengths))
+            tasks += ([partial(decode_rows, decode, params, a, b, *arguments)] for a, b in slices(pieces.lengths))
             results.append((pieces, status))
         threads.run(tasks, n_threads)
         for pieces, status in results:

@@ -13,7 +13,7 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, build, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
+from aq2_pipeline.pieces import cut, frozen, in_order, slices, span, wanted_schemes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.arrow import Array, Weights
     from aq2_pipeline.errors import Aq2Error
-    from aq2_pipeline.pieces import Failures
+    from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
 
 _LARGEST_SIZE = np.iinfo(np.int64).max
@@ -161,7 +161,7 @@ class Encoding:
         data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
         data = np.empty(data_at[-1], np.uint8)
         scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
-        tasks: list[Callable[[], None]] = []
+        tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for part in self.parts:
             scheme, weights = part.scheme, part.weights
@@ -177,13 +177,10 @@ class Encoding:
             given = (weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
             encode, params = scheme.codec.encode, frozen(scheme.params)
-            tasks += (partial(encode_rows, encode, params, a, b, *given, *taken) for a, b in slices(pieces.lengths))
+            tasks += ([partial(encode_rows, encode, params, a, b, *given, *taken)] for a, b in slices(pieces.lengths))
             results.append((weights, scheme, pieces, status))
         threads.run(tasks, n_threads)
-        for weights, scheme, pieces, status in results:
-            for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
-                row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
-                self.failures[row] = _value_error(weights, scheme, row, position)
+        self._collect(results)
         return Encoded(data_at, data, scales_at, scales, zeros_at, zeros)
 
     def error_sums(self, n_threads: int | None) -> Array:
@@ -192,26 +189,31 @@ class Encoding:
         from aq2_pipeline.kernels.rows import error_rows  # noqa: PLC0415
 
         sums = np.zeros((self.lengths.size, N_ERROR_SUMS))
-        tasks: list[Callable[[], None]] = []
+        tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for part in self.parts:
-            scheme, weights, lengths = part.scheme, part.weights, self.lengths[part.rows]
-            own, status = np.zeros((lengths.size, N_ERROR_SUMS)), np.full(lengths.size, -1, np.int64)
-            source = span(weights.starts[part.rows], lengths)
-            unweighted = span(np.zeros_like(lengths), np.zeros_like(lengths))
-            given = (weights.values, *source, frozen(self.row_lengths[part.rows]), _NO_FLOATS, *unweighted)
+            scheme, weights = part.scheme, part.weights
+            pieces = cut(scheme, part.rows, self.lengths, self.row_lengths)
+            source = span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
+            unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
+            status = np.full(pieces.rows.size, -1, np.int64)
+            where = (frozen(pieces.rows), frozen(pieces.offsets))
+            given = (weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
             error, params = scheme.codec.error, frozen(scheme.params)
-            for a, b in slices(lengths):
-                lanes = np.zeros(N_ERROR_SUMS * N_LANES)
-                tasks.append(partial(error_rows, error, params, a, b, *given, lanes, own.reshape(-1), status))
-            results.append((part, own, status))
+            for steps in in_order(pieces):
+                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), status)
+                tasks.append([partial(error_rows, error, params, a, b, *where, *given, *taken) for a, b in steps])
+            results.append((weights, scheme, pieces, status))
         threads.run(tasks, n_threads)
-        for part, own, status in results:
-            sums[part.rows] = own
-            for k in np.flatnonzero(status >= 0):
-                row = int(part.rows[k])
-                self.failures[row] = _value_error(part.weights, part.scheme, row, int(status[k]))
+        self._collect(results)
         return sums
+
+    def _collect(self, results: list[tuple[Weights, Scheme, Pieces, Array]]) -> None:
+        """Turn the statuses of pieces into failures of rows."""
+        for weights, scheme, pieces, status in results:
+            for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
+                row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
+                self.failures[row] = _value_error(weights, scheme, row, position)
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:

@@ -69,6 +69,16 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Piec
     return Pieces(*(np.array(column, np.int64) for column in zip(*parts, strict=True)))
 
 
+def cut_anywhere(lengths: Array) -> Pieces:
+    """Cut long rows into slices, which begin at blocks of sums."""
+    n = -(-lengths // SLICE_SIZE)
+    n = np.maximum(n, 1)
+    rows = np.repeat(np.arange(lengths.size), n)
+    offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * SLICE_SIZE
+    sizes = np.minimum(lengths[rows] - offsets, SLICE_SIZE)
+    return Pieces(rows, offsets, sizes, sizes)
+
+
 def slices(lengths: Array) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
     ends = np.cumsum(lengths)
@@ -78,6 +88,18 @@ def slices(lengths: Array) -> Iterator[tuple[int, int]]:
         last = max(first + 1, int(np.searchsorted(ends, done + SLICE_SIZE, "right")))
         yield first, last
         first = last
+
+
+def in_order(pieces: Pieces) -> Iterator[list[tuple[int, int]]]:
+    """Yield lists of slices: those of one list share a row and go one after the other."""
+    run: list[tuple[int, int]] = []
+    for first, last in slices(pieces.lengths):
+        if run and pieces.rows[first] != pieces.rows[first - 1]:
+            yield run
+            run = []
+        run.append((first, last))
+    if run:
+        yield run
 
 
 def frozen(array: Any) -> Array:

@@ -296,10 +296,8 @@ class ArrowQuantV2:
         for names in rounds(layers):
             found: dict[str, Any] = {}
             inner = n_threads if len(names) == 1 else 1
-            threads.run(
-                [partial(quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names],
-                n_threads,
-            )
+            work = (partial(quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names)
+            threads.run(([step] for step in work), n_threads)
             for name in names:
                 if isinstance(found[name], Exception):
                     if not keep:

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aq2_pipeline import threads
-from aq2_pipeline.pieces import slices, span
+from aq2_pipeline.pieces import cut_anywhere, frozen, in_order, span
 
 if TYPE_CHECKING:
     from aq2_pipeline.arrow import Array, Weights
 
+__all__ = ["OUTLIER_STDS", "row_stats"]
 
-def row_stats(weights: Weights, n_threads: int | None) -> tuple[Array, Array]:
-    """Return (counts, figures) a row, as `kernels.moments` names their columns; null elements count as NaN."""
+#: An outlier lies further than this many standard deviations from the mean.
+OUTLIER_STDS = 6.0
+
+
+def row_stats(weights: Weights, n_threads: int | None) -> dict[str, Array]:
+    """Return the fields of `layout.STATS` but `count`, a row an entry; figures that are not defined are NaN.
+
+    Null elements count as values that are not finite.
+    """
     from aq2_pipeline.kernels import moments, rows  # noqa: PLC0415 - kernels load at their first use
 
     values = weights.values
@@ -23,12 +31,28 @@ def row_stats(weights: Weights, n_threads: int | None) -> tuple[Array, Array]:
         values = values.copy()
         values[weights.nulls] = np.nan
         values.flags.writeable = False
-    n = weights.starts.size
-    counts, figures = np.zeros((n, moments.N_COUNTS), np.int64), np.full((n, moments.N_FIGURES), np.nan)
-    source = span(weights.starts, weights.lengths)
+    n_rows = weights.starts.size
+    counts, state = np.zeros((n_rows, moments.N_COUNTS), np.int64), np.zeros((n_rows, moments.N_MOMENTS))
+    state[:, moments.MIN], state[:, moments.MAX] = np.inf, -np.inf
+    pieces = cut_anywhere(weights.lengths)
+    source = (frozen(pieces.rows), values, *span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths))
     tasks = []
-    for a, b in slices(weights.lengths):
-        lanes = np.zeros(3 * moments.N_LANES)
-        tasks.append(partial(rows.stats_rows, a, b, values, *source, lanes, counts.reshape(-1), figures.reshape(-1)))
+    for steps in in_order(pieces):
+        taken = (np.zeros(3 * moments.N_LANES), counts.reshape(-1), state.reshape(-1))
+        tasks.append([partial(rows.moments_rows, a, b, *source, *taken) for a, b in steps])
     threads.run(tasks, n_threads)
-    return counts, figures
+    n, mean, m2, _, m4, low, high = (np.ascontiguousarray(column) for column in state.T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        std = np.sqrt(m2 / n)
+        kurtosis = n * m4 / (m2 * m2) - 3.0
+    reach = OUTLIER_STDS * std
+    n_outliers = np.zeros(n_rows, np.int64)
+    far = np.maximum(high - mean, mean - low) > reach  # most rows have none, and need no second pass
+    steps_of_far = (steps for steps in in_order(pieces) if far[pieces.rows[steps[0][0] : steps[-1][1]]].any())
+    found = (mean, reach, n_outliers)
+    threads.run(([partial(rows.outlier_rows, a, b, *source, *found) for a, b in s] for s in steps_of_far), n_threads)
+    some = n > 0
+    figures = {"min": low, "max": high, "mean": mean, "std": std, "abs_max": np.maximum(np.abs(low), np.abs(high))}
+    figures |= {"kurtosis": kurtosis, "outlier_ratio": n_outliers / np.maximum(n, 1)}
+    whole = {"zeros": counts[:, moments.ZEROS].copy(), "non_finite": counts[:, moments.NON_FINITE].copy()}
+    return whole | {name: np.where(some, column, np.nan) for name, column in figures.items()}

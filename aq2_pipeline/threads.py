@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["run", "thread_limit"]
 
@@ -67,41 +67,52 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fresh_pool)
 
 
-def run(tasks: Iterable[Callable[[], None]], threads: int | None = None) -> None:
+def run(tasks: Iterable[Sequence[Callable[[], None]]], threads: int | None = None) -> None:
     """Run every task, in any order, on the caller's thread and free helpers.
 
     Parameters
     ----------
-    tasks : iterable of callables
-        Independent; each at most a fifth of a second long.
+    tasks : iterable of sequences of callables
+        Tasks are independent; the steps of one run in order, on one thread,
+        each at most a fifth of a second long.
     threads : int, optional
         The most threads to use, the caller's included; default `thread_limit()`.
 
     Raises
     ------
     BaseException
-        What a task raised, or the interrupt, once no task is running any more.
+        What a step raised, or the interrupt, once no step is running any more.
     """
     left = deque(tasks)
     pool = _pool
     helpers, executor = pool.enter(threads or thread_limit(), len(left) - 1)
+    stopped = threading.Event()
     futures = []
     try:
         if executor is not None:
-            futures = [executor.submit(_drain, left) for _ in range(helpers)]
-        _drain(left)
+            futures = [executor.submit(_drain, left, stopped) for _ in range(helpers)]
+        _drain(left, stopped)
+    except BaseException:
+        stopped.set()
+        raise
     finally:
-        left.clear()
         wait(futures)
         pool.leave(1 + helpers)
     for future in futures:
         future.result()
 
 
-def _drain(left: deque[Callable[[], None]]) -> None:
+def _drain(left: deque[Sequence[Callable[[], None]]], stopped: threading.Event) -> None:
     while True:
         try:
             task = left.popleft()
         except IndexError:
             return
-        task()
+        for step in task:
+            if stopped.is_set():
+                return
+            try:
+                step()
+            except BaseException:
+                stopped.set()
+                raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import threading
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from numba import njit, types
@@ -41,14 +42,22 @@ ENCODE = types.int64(floats_in, types.int64, ints_in, floats_in, bytes_out, floa
 #: `decode(data, scales, zero_points, row_length, params, values) -> status`
 DECODE = types.int64(bytes_in, floats_in, floats_in, types.int64, ints_in, floats_out)
 
-#: `error(values, row_length, params, importance, lanes, sums) -> status`
-ERROR = types.int64(floats_in, types.int64, ints_in, floats_in, doubles_out, doubles_out)
+#: `error(values, position, row_length, params, importance, lanes, sums) -> status`
+ERROR = types.int64(floats_in, types.int64, types.int64, ints_in, floats_in, doubles_out, doubles_out)
 
 encode_function = types.FunctionType(ENCODE)
 decode_function = types.FunctionType(DECODE)
 error_function = types.FunctionType(ERROR)
 
-_compiling = threading.Lock()
+
+@functools.cache
+def _compiler() -> ThreadPoolExecutor:
+    """Return the one thread that compiles; a forked child makes its own."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="aq2-compile")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compiler.cache_clear)
 
 
 class Kernel:
@@ -66,15 +75,28 @@ class Kernel:
         functools.update_wrapper(self, py_func)
         self.py_func = py_func
         self.signature = signature
+        self._dispatcher: Any = None
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """The Numba dispatcher. A folder that holds no cache costs time, never the result."""
-        with _compiling, warnings.catch_warnings():
+        """The Numba dispatcher.
+
+        A helper thread makes it while this one waits: an interrupt that meets
+        LLVM's callbacks would be swallowed, and a wait answers it.
+        """
+        return _compiler().submit(self._compile).result()
+
+    def _compile(self) -> Any:
+        if self._dispatcher is None:  # the only thread that compiles has not been here
+            self._dispatcher = self._dispatched()
+        return self._dispatcher
+
+    def _dispatched(self) -> Any:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaWarning)
             try:
                 return njit(self.signature, cache=True, **OPTIONS)(self.py_func)
-            except RuntimeError:  # "no locator available": nowhere to write a cache
+            except RuntimeError:  # "no locator available": no folder holds a cache, which costs time only
                 return njit(self.signature, **OPTIONS)(self.py_func)
 
     def __call__(self, *args: Any) -> Any:

@@ -108,8 +108,8 @@ def decode(data: Any, scales: Any, zero_points: Any, row_length: Any, params: An
 
 
 @kernel(ERROR)
-def error(values: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
-    """Sum the errors of one row as `moments.flush_lanes` lists them; status as `encode`."""
+def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
+    """Sum the errors of a row, or of a piece of one from `position` on, as the integer kernels do."""
     pattern, kind = values.view(np.int32), params[0]
     for j in range(values.size):
         if (pattern[j] & MAGNITUDE) >= INFINITY_BITS:
@@ -120,8 +120,7 @@ def error(values: Any, row_length: Any, params: Any, importance: Any, lanes: Any
             if stored < 0:
                 return j
             decoded = widened(stored, kind)
-        add_error(values[j], decoded, j % N_LANES, lanes)
-        if (j + 1) % BLOCK_SIZE == 0:
+        add_error(values[j], decoded, (position + j) % N_LANES, lanes)
+        if (position + j + 1) % BLOCK_SIZE == 0:
             flush_lanes(lanes, sums)
-    flush_lanes(lanes, sums)
     return -1

@@ -307,8 +307,13 @@ def add_strip(
 
 
 @kernel(ERROR)
-def error_symmetric(values: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
-    """Sum the errors of one row as `moments.flush_lanes` lists them; status as `encode_symmetric`."""
+def error_symmetric(
+    values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any
+) -> Any:
+    """Sum the errors of a row, or of a piece of one from `position` on; status as `encode_symmetric`.
+
+    The sums are those of `moments.flush_lanes`; the last block stays in the lanes.
+    """
     bits, n = params[0], values.size
     row, group = group_span(params[1], row_length, n)
     pattern = values.view(np.int32)
@@ -319,13 +324,14 @@ def error_symmetric(values: Any, row_length: Any, params: Any, importance: Any, 
             scale, inverse = symmetric_scale(pattern[low:high], bits)
             if scale < 0:
                 return low + first_non_finite(pattern[low:high])
-            add_group_error(values[low:high], low, scale, inverse, zero, top, lanes, sums)
-    flush_lanes(lanes, sums)
+            add_group_error(values[low:high], position + low, scale, inverse, zero, top, lanes, sums)
     return -1
 
 
 @kernel(ERROR)
-def error_asymmetric(values: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
+def error_asymmetric(
+    values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any
+) -> Any:
     """Sum the errors of one row as `error_symmetric`."""
     bits, n = params[0], values.size
     row, group = group_span(params[1], row_length, n)
@@ -337,6 +343,5 @@ def error_asymmetric(values: Any, row_length: Any, params: Any, importance: Any,
             scale, inverse, zero = asymmetric_scale(pattern[low:high], bits)
             if scale < 0:
                 return low + first_non_finite(pattern[low:high])
-            add_group_error(values[low:high], low, scale, inverse, zero, top, lanes, sums)
-    flush_lanes(lanes, sums)
+            add_group_error(values[low:high], position + low, scale, inverse, zero, top, lanes, sums)
     return -1

@@ -24,14 +24,11 @@ N_LANES = 64
 SQUARED_ERROR, SQUARED_WEIGHT, SQUARED_DECODED, PRODUCT, MAX_ERROR = range(5)
 N_ERROR_SUMS = 5
 
-#: What `weight_stats` writes a row: counts, then figures.
+#: What `add_moments` counts, and the state that it carries from block to block.
 ZEROS, NON_FINITE = range(2)
 N_COUNTS = 2
-MIN, MAX, MEAN, STD, ABS_MAX, KURTOSIS, OUTLIER_RATIO = range(7)
-N_FIGURES = 7
-
-#: An outlier lies further than this many standard deviations from the mean.
-OUTLIER_STDS = 6.0
+N_FINITE, MEAN, M2, M3, M4, MIN, MAX = range(7)
+N_MOMENTS = 7
 
 
 @helper
@@ -128,42 +125,33 @@ def count_outliers(values: Any, mean: Any, reach: Any) -> Any:
 
 
 @helper
-def weight_stats(values: Any, lanes: Any, counts: Any, figures: Any) -> Any:
-    """Write the statistics of one row; returns the number of finite values.
+def add_moments(values: Any, lanes: Any, counts: Any, state: Any) -> None:
+    """Add a row, or a piece of one that begins at a block, to its moments.
 
-    Figures are those of the finite values (untouched where there are none);
-    `std` is the population's, kurtosis Fisher's excess (NaN where `std` is 0).
+    The moments are those of the finite values; before the first, `state` is 0,
+    its minimum infinite and its maximum minus infinite.
     """
-    n, mean, m2, m3, m4 = 0, 0.0, 0.0, 0.0, 0.0
+    n, mean = state[N_FINITE], state[MEAN]
+    m2, m3, m4 = state[M2], state[M3], state[M4]
     for start in range(0, values.size, BLOCK_SIZE):
         block = values[start : start + BLOCK_SIZE]
-        nb, mean_b = block_mean(block, lanes)
-        if nb == 0:
+        n_zeros, n_bad, low, high = count_and_range(block)
+        counts[ZEROS] += n_zeros
+        counts[NON_FINITE] += n_bad
+        n_block, mean_b = block_mean(block, lanes)
+        if n_block == 0:
             continue
+        state[MIN], state[MAX] = min(state[MIN], low), max(state[MAX], high)
         b2, b3, b4 = block_moments(block, mean_b, lanes)
-        na, n = np.float64(n), n + nb
-        delta, total, share = mean_b - mean, np.float64(n), np.float64(nb)
+        na, nb = n, np.float64(n_block)
+        n = na + nb
+        delta = mean_b - mean
         d2 = delta * delta
-        cross = na * share / total
-        m4 += b4 + d2 * d2 * cross * (na * na - na * share + share * share) / (total * total)
-        m4 += (
-            6.0 * d2 * (na * na * b2 + share * share * m2) / (total * total)
-            + 4.0 * delta * (na * b3 - share * m3) / total
-        )
-        m3 += b3 + delta * d2 * cross * (na - share) / total + 3.0 * delta * (na * b2 - share * m2) / total
+        cross = na * nb / n
+        m4 += b4 + d2 * d2 * cross * (na * na - na * nb + nb * nb) / (n * n)
+        m4 += 6.0 * d2 * (na * na * b2 + nb * nb * m2) / (n * n) + 4.0 * delta * (na * b3 - nb * m3) / n
+        m3 += b3 + delta * d2 * cross * (na - nb) / n + 3.0 * delta * (na * b2 - nb * m2) / n
         m2 += b2 + d2 * cross
-        mean += delta * share / total
-    n_zeros, n_bad, low, high = count_and_range(values)
-    counts[ZEROS], counts[NON_FINITE] = n_zeros, n_bad
-    if n == 0:
-        return 0
-    std = np.sqrt(m2 / n)
-    reach = OUTLIER_STDS * std
-    n_outliers = 0
-    if max(high - mean, mean - low) > reach:
-        n_outliers = count_outliers(values, mean, reach)
-    figures[MIN], figures[MAX], figures[MEAN], figures[STD] = low, high, mean, std
-    figures[ABS_MAX] = max(abs(low), abs(high))
-    figures[KURTOSIS] = n * m4 / (m2 * m2) - 3.0 if m2 > 0 else np.nan
-    figures[OUTLIER_RATIO] = n_outliers / n
-    return n
+        mean += delta * nb / n
+    state[N_FINITE], state[MEAN] = n, mean
+    state[M2], state[M3], state[M4] = m2, m3, m4

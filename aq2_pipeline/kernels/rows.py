@@ -25,7 +25,14 @@ from aq2_pipeline.kernels._jit import (
     kernel,
 )
 from aq2_pipeline.kernels.bits import keep_subnormals, restore_subnormals
-from aq2_pipeline.kernels.moments import N_COUNTS, N_ERROR_SUMS, N_FIGURES, weight_stats
+from aq2_pipeline.kernels.moments import (
+    N_COUNTS,
+    N_ERROR_SUMS,
+    N_MOMENTS,
+    add_moments,
+    count_outliers,
+    flush_lanes,
+)
 
 _span = (ints_in, ints_in)
 _range = (types.int64, types.int64)
@@ -39,10 +46,11 @@ DECODE_ROWS = types.void(
     floats_out, *_span, ints_out,
 )  # fmt: skip
 ERROR_ROWS = types.void(
-    error_function, ints_in, *_range, floats_in, *_span, ints_in, floats_in, *_span,
+    error_function, ints_in, *_range, ints_in, ints_in, floats_in, *_span, ints_in, floats_in, *_span,
     doubles_out, doubles_out, ints_out,
 )  # fmt: skip
-STATS_ROWS = types.void(*_range, floats_in, *_span, doubles_out, ints_out, doubles_out)
+MOMENTS_ROWS = types.void(*_range, ints_in, floats_in, *_span, doubles_out, ints_out, doubles_out)
+OUTLIER_ROWS = types.void(*_range, ints_in, floats_in, *_span, doubles_out, doubles_out, ints_out)
 
 
 @kernel(ENCODE_ROWS)
@@ -89,35 +97,54 @@ def decode_rows(
 
 @kernel(ERROR_ROWS)
 def error_rows(
-    error: Any, params: Any, first: Any, last: Any, values: Any, starts: Any, stops: Any, row_lengths: Any,
+    error: Any, params: Any, first: Any, last: Any, rows: Any, positions: Any,
+    values: Any, starts: Any, stops: Any, row_lengths: Any,
     importance: Any, importance_starts: Any, importance_stops: Any, lanes: Any, sums: Any, status: Any,
 ) -> None:  # fmt: skip
-    """Sum the errors of the rows `first` to `last`."""
+    """Sum the errors of the pieces `first` to `last`; a row's pieces share the lanes, in order."""
     state = keep_subnormals()
     for i in range(first, last):
-        lanes[:] = 0.0
+        if positions[i] == 0:
+            lanes[:] = 0.0
+        own = sums[rows[i] * N_ERROR_SUMS : (rows[i] + 1) * N_ERROR_SUMS]
         status[i] = error(
             values[starts[i] : stops[i]],
+            positions[i],
             row_lengths[i],
             params,
             importance[importance_starts[i] : importance_stops[i]],
             lanes,
-            sums[i * N_ERROR_SUMS : (i + 1) * N_ERROR_SUMS],
+            own,
+        )
+        if i + 1 == rows.size or rows[i + 1] != rows[i]:
+            flush_lanes(lanes, own)
+    restore_subnormals(state)
+
+
+@kernel(MOMENTS_ROWS)
+def moments_rows(
+    first: Any, last: Any, rows: Any, values: Any, starts: Any, stops: Any, lanes: Any, counts: Any, moments: Any
+) -> None:
+    """Add the pieces `first` to `last` to the counts and moments of their rows."""
+    state = keep_subnormals()
+    for i in range(first, last):
+        row = rows[i]
+        add_moments(
+            values[starts[i] : stops[i]],
+            lanes,
+            counts[row * N_COUNTS : (row + 1) * N_COUNTS],
+            moments[row * N_MOMENTS : (row + 1) * N_MOMENTS],
         )
     restore_subnormals(state)
 
 
-@kernel(STATS_ROWS)
-def stats_rows(
-    first: Any, last: Any, values: Any, starts: Any, stops: Any, lanes: Any, counts: Any, figures: Any
+@kernel(OUTLIER_ROWS)
+def outlier_rows(
+    first: Any, last: Any, rows: Any, values: Any, starts: Any, stops: Any, means: Any, reaches: Any, n_outliers: Any
 ) -> None:
-    """Write the statistics of the rows `first` to `last`."""
+    """Count, in the pieces `first` to `last`, the values further than their row's reach from its mean."""
     state = keep_subnormals()
     for i in range(first, last):
-        weight_stats(
-            values[starts[i] : stops[i]],
-            lanes,
-            counts[i * N_COUNTS : (i + 1) * N_COUNTS],
-            figures[i * N_FIGURES : (i + 1) * N_FIGURES],
-        )
+        row = rows[i]
+        n_outliers[row] += count_outliers(values[starts[i] : stops[i]], means[row], reaches[row])
     restore_subnormals(state)
