@@ -12,46 +12,54 @@ from support.samples import bell
 from aq2_pipeline.kernels import moments
 
 
-def stats(w):
-    """Run the kernel on one row: (finite values, counts, figures)."""
+def run(w, cut=None):
+    """Run the kernel on one row, in one piece or two: (counts, state)."""
+    values = readonly(w, np.float32)
     lanes = np.full(3 * moments.N_LANES, np.nan)
-    counts, figures = np.zeros(moments.N_COUNTS, np.int64), np.full(moments.N_FIGURES, np.nan)
-    n = moments.weight_stats(readonly(w, np.float32), lanes, counts, figures)
-    return n, counts, figures
+    counts, state = np.zeros(moments.N_COUNTS, np.int64), np.zeros(moments.N_MOMENTS)
+    state[moments.MIN], state[moments.MAX] = np.inf, -np.inf
+    for piece in (values,) if cut is None else (values[:cut], values[cut:]):
+        moments.add_moments(piece, lanes, counts, state)
+    return counts, state
 
 
 def test_four_weights_by_hand():
-    """1, 2, 3, 4 and a zero: mean 2, variance 2, fourth moment 6.8."""
-    n, counts, figures = stats([1, 2, 3, 4, 0])
-    assert (n, counts.tolist()) == (5, [1, 0])
-    assert figures.tolist() == pytest.approx([0, 4, 2, math.sqrt(2), 4, 6.8 / 4 - 3, 0])
+    """1, 2, 3, 4 and a zero: mean 2, sums of powers 10, 0 and 34."""
+    counts, state = run([1, 2, 3, 4, 0])
+    assert counts.tolist() == [1, 0]
+    assert state.tolist() == pytest.approx([5, 2, 10, 0, 34, 0, 4])
 
 
 def test_values_that_are_not_finite_are_counted_apart():
     """NaN and infinities count, and leave the figures to the others."""
-    n, counts, figures = stats([np.nan, 3, -np.inf, -0.0, np.inf, -3])
-    assert (n, counts.tolist()) == (3, [1, 3])
-    assert figures[[moments.MIN, moments.MAX, moments.MEAN, moments.ABS_MAX]].tolist() == [-3, 3, 0, 3]
+    counts, state = run([np.nan, 3, -np.inf, -0.0, np.inf, -3])
+    assert counts.tolist() == [1, 3]
+    assert state[[moments.N_FINITE, moments.MIN, moments.MAX, moments.MEAN]].tolist() == [3, -3, 3, 0]
 
 
-def test_a_row_without_finite_values_has_no_figures():
-    """Nothing is written where there is nothing to say."""
-    n, counts, figures = stats([np.nan, np.inf])
-    assert (n, counts.tolist(), np.isnan(figures).all()) == (0, [0, 2], True)
+def test_a_row_without_finite_values_has_no_moments():
+    """Nothing is added where there is nothing to say."""
+    counts, state = run([np.nan, np.inf])
+    assert counts.tolist() == [0, 2]
+    assert state.tolist() == [0, 0, 0, 0, 0, np.inf, -np.inf]
 
 
-def test_a_constant_row_has_no_kurtosis():
-    """The standard deviation is exactly 0, the kurtosis NaN, and nothing is an outlier."""
-    _, _, figures = stats(np.full(10_000, 0.1, np.float32))
-    assert figures[moments.STD] == 0
-    assert np.isnan(figures[moments.KURTOSIS])
-    assert figures[moments.OUTLIER_RATIO] == 0
+def test_a_constant_row_has_no_variance():
+    """The second moment is exactly 0."""
+    assert run(np.full(10_000, 0.1, np.float32))[1][moments.M2] == 0
 
 
-def test_outliers_lie_beyond_six_standard_deviations():
-    """One weight among 99 zeros lies 9.95 deviations off; one of 36 lies 5.9 off, and is none."""
-    assert stats([1.0] + [0.0] * 99)[2][moments.OUTLIER_RATIO] == 0.01
-    assert stats([1.0] + [0.0] * 35)[2][moments.OUTLIER_RATIO] == 0
+def test_outliers_lie_beyond_the_reach():
+    """What lies at the reach is none, and what is not finite is none."""
+    w = readonly([1.0, -1.0, 3.0, -3.5, np.nan, np.inf], np.float32)
+    assert moments.count_outliers(w, 0.0, 3.0) == 1
+    assert moments.count_outliers(w, 0.5, 2.0) == 2
+
+
+def test_pieces_that_begin_at_a_block_give_the_bits_of_the_whole():
+    """A row may be cut at blocks: the state is carried in block order."""
+    w = bell(20_000, 1)
+    assert run(w)[1].tobytes() == run(w, 3 * moments.BLOCK_SIZE)[1].tobytes()
 
 
 def test_errors_are_added_lane_by_lane():
@@ -76,21 +84,20 @@ def test_errors_are_added_lane_by_lane():
 def test_moments_survive_a_large_mean():
     """A mean a million times the deviation costs no more than float32's own rounding."""
     w = (np.arange(20_000) % 2).astype(np.float32) + np.float32(2**20)
-    _, _, figures = stats(w)
-    assert figures[moments.STD] == pytest.approx(0.5, rel=1e-12)
-    assert figures[moments.KURTOSIS] == pytest.approx(-2, rel=1e-9)
+    _, state = run(w)
+    assert state[moments.M2] / w.size == pytest.approx(0.25, rel=1e-12)
+    assert state[moments.M4] / w.size == pytest.approx(0.0625, rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [0, 1, 64, 65, 4096, 4097, 9000])
 def test_compiled_is_the_python_function(n):
-    """Counts and figures are the interpreter's, bit for bit, bad values included."""
+    """Counts and moments are the interpreter's, bit for bit, bad values included."""
     w = bell(n, n)
     w[5::700] = np.nan
     w[7::900] = np.inf
-    compiled = stats(w)
+    compiled = run(w)
     with interpreted(), np.errstate(invalid="ignore"):
-        assert not hasattr(moments.weight_stats, "py_func")
-        plain = stats(w)
-    assert plain[0] == compiled[0]
-    assert plain[1].tolist() == compiled[1].tolist()
-    assert plain[2].tobytes() == compiled[2].tobytes()
+        assert not hasattr(moments.add_moments, "py_func")
+        plain = run(w)
+    assert plain[0].tolist() == compiled[0].tolist()
+    assert plain[1].tobytes() == compiled[1].tobytes()

@@ -56,5 +56,6 @@ def decode(kernel: Any, data: Any, scales: Any, zeros: Any, row_length: int, par
 def error(kernel: Any, w: np.ndarray, row_length: int, params: tuple) -> tuple:
     """Run an error kernel on one row: (status, sums)."""
     lanes, sums = np.zeros(moments.N_ERROR_SUMS * moments.N_LANES), np.zeros(moments.N_ERROR_SUMS)
-    status = kernel(readonly(w), row_length, readonly(params, np.int64), NONE, lanes, sums)
+    status = kernel(readonly(w), 0, row_length, readonly(params, np.int64), NONE, lanes, sums)
+    moments.flush_lanes(lanes, sums)
     return status, sums
