@@ -207,7 +207,8 @@ def _line(layer: LayerReport) -> str:
 def _print_left_alone(report: Report) -> None:
     for layer in report.layers:
         if layer.left_alone is not None:
-            typer.echo(f"left alone: {_shown(layer.name)} {layer.shape} {layer.scheme or ''}: {layer.left_alone}")
+            kept = f" kept as {layer.scheme}" if layer.scheme else ""
+            typer.echo(f"left alone: {_shown(layer.name)} {layer.shape}{kept}: {layer.left_alone}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["replacing", "write_safetensors"]
+
+#: What a full disk is called; such errors do not say which file they are about.
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
@@ -38,15 +42,17 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(msg)
     # A short name of its own: the target's may already have the 255 bytes that file systems allow.
     temporary = path.parent / f".aq2.tmp-{secrets.token_hex(8)}"
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and (error.errno in _FULL or error.filename in (temporary, str(temporary))):
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise
     if os.name == "posix":  # the new name survives a power cut only once its directory is written
         folder = os.open(path.parent, os.O_RDONLY)
