@@ -1,0 +1,335 @@
+"""Write the reference pages from the tables in the code: `python docs/generate.py`; `tests/test_docs.py` compares."""
+# ruff: noqa: INP001 - a script
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+import aq2_pipeline
+import aq2_pipeline.polars
+from aq2_pipeline import errors, layout, policy, schemes
+from aq2_pipeline.functions import FUNCTIONS, Argument, Function
+
+ROOT = Path(__file__).parents[1]
+STAMP = "<!-- Written by docs/generate.py from the code; edit that. -->\n\n"
+
+#: What each kind of argument takes. A kind that is missing here stops the generator.
+KINDS = {
+    "weights": "a list of floats a row, or binary (see [accepted types](layout.md#weight-columns))",
+    "quantized": "the struct that `quantize` returns (see [layout](layout.md#quantized))",
+    "scheme": "bits, a name, or a column of either (see [schemes](schemes.md))",
+    "shape": "a list of integers a row, whose product is the row's length",
+    "importance": "a list of floats a row; no scheme of this version uses it, so every one refuses it",
+    "text": "a string",
+    "integer": "an integer",
+}
+
+#: What the fields of each result mean. A field that is missing here stops the generator.
+MEANINGS = {
+    "scheme": "canonical name; decoding needs nothing but the row",
+    "length": "number of weights",
+    "row_length": "weights a matrix row, where groups restart; equals `length` where no shape was given",
+    "quantized_data": "codes, packed, little-endian bit order; each group starts on a byte; padding bits are 0",
+    "scales": "one a group; empty for `f32`, `f16`, `bf16`",
+    "zero_points": "one a group of an asymmetric scheme, whole numbers; else empty",
+    "mse": "mean squared error",
+    "rmse": "its square root",
+    "max_abs": "largest absolute error",
+    "sqnr_db": "10 log10 of the sum of squared weights over the sum of squared errors; +inf without error",
+    "cosine": "cosine of the angle between weights and decoded weights; 1 without error",
+    "bits_per_weight": "8 * (bytes of data + 4 * (scales + zero points)) / length",
+    "count": "values in the row, null ones included",
+    "zeros": "values that are 0 or -0",
+    "non_finite": "NaN, infinite and null values; the figures leave them out",
+    "min": "least finite value",
+    "max": "largest finite value",
+    "mean": "mean",
+    "std": "standard deviation of the population",
+    "abs_max": "largest magnitude",
+    "kurtosis": "Fisher's excess; null where `std` is 0",
+    "outlier_ratio": "share of the finite values further than 6 `std` from the mean",
+    "layer_name": "the layer",
+    "shape": "the tensor's shape; of a chunk, the chunk's own",
+    "dtype": "the type in the file that the layer comes from",
+}
+
+
+def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """Return a Markdown table; bars in cells are escaped."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def engine_types(kind: pa.DataType) -> tuple[str, str, str]:
+    """Return (pyarrow, Polars, DuckDB) names of a type; an engine is asked, not told."""
+    empty = pa.table({"x": pa.array([], kind)})
+    polars = pl.DataFrame(empty).schema["x"]
+    with duckdb.connect() as con:
+        sql = con.from_arrow(empty).types[0]
+    return str(kind).replace("item: ", ""), str(polars), str(sql)
+
+
+def field_table(kind: pa.StructType) -> str:
+    """Return the fields of a struct type, as each engine names them."""
+    rows = []
+    for field in kind:
+        arrow, polars, sql = engine_types(field.type)
+        rows.append((f"`{field.name}`", f"`{arrow}`", f"`{polars}`", f"`{sql}`", MEANINGS[field.name]))
+    return table(("field", "pyarrow", "Polars", "DuckDB", "meaning"), rows)
+
+
+def spelled(function: Function, prefix: str = "") -> str:
+    """Return a call with its arguments; what may be left out in brackets."""
+    required = [a.name for a in function.arguments if not a.optional]
+    optional = "".join(f"[, {a.name}" for a in function.arguments if a.optional)
+    return f"{prefix}{function.name}({', '.join(required)}{optional}{']' * optional.count('[')})"
+
+
+def result_name(function: Function) -> str:
+    """Return the result type as the documentation calls it."""
+    names = {
+        layout.QUANTIZED: "[`QUANTIZED`](LAYOUT#quantized)",
+        layout.ERROR: "[`ERROR`](LAYOUT#error)",
+        layout.STATS: "[`STATS`](LAYOUT#stats)",
+    }
+    return names.get(function.result) or f"`{engine_types(function.result)[0]}`"
+
+
+def function_table(reference: str) -> str:
+    """Return the table of functions, as README and the reference have it."""
+    rows = [
+        (
+            f"[`{f.name}`]({reference}functions.md#{f.name})",
+            f"`{spelled(f, 'aq2_')}`",
+            result_name(f).replace("LAYOUT", f"{reference}layout.md"),
+            f.summary,
+        )
+        for f in FUNCTIONS.values()
+    ]
+    return table(("Python and Polars", "SQL and pyarrow", "result", "what it does"), rows)
+
+
+def argument_row(argument: Argument) -> tuple[str, str, str]:
+    """Return an argument's row."""
+    return f"`{argument.name}`", "no" if argument.optional else "yes", KINDS[argument.kind]
+
+
+def functions_page() -> str:
+    """Return the page of functions."""
+    parts = [
+        (
+            "# Functions\n\nOne table in the code declares them and every engine reads it: the names, the order of the "
+            "arguments and the results are the same everywhere. In SQL and pyarrow a name has the prefix `aq2_`; in "
+            "Polars it is a method of `Expr.aq2` and `Series.aq2`, and a function in `aq2_pipeline.polars`.\n\n"
+            "Null weights give null, whatever else. A null shape or importance is one that is not given. Non-null "
+            "weights with a null scheme are an error.\n\n"
+        ),
+        function_table(""),
+    ]
+    for function in FUNCTIONS.values():
+        python = getattr(aq2_pipeline, function.name)
+        free = getattr(aq2_pipeline.polars, function.name)
+        parts.append(f"\n## {function.name}\n\n{function.summary} Result: {result_name(function)}.\n\n")
+        parts.append(table(("argument", "required", "takes"), [argument_row(a) for a in function.arguments]))
+        parts.append(
+            f"\n```text\nSQL     {spelled(function, 'aq2_')}\n"
+            f"Python  {function.name}{signature(python)}\nPolars  {function.name}{signature(free)}\n```\n\n"
+            f"Python's documentation:\n\n```text\n{inspect.getdoc(python)}\n```\n"
+        )
+    return "".join(parts).replace("LAYOUT", "layout.md")
+
+
+def signature(function: Any) -> str:
+    """Return names and defaults, without the types, which `help` shows."""
+    found = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def bits_per_weight(family: schemes.Family) -> str:
+    """Return the cost of a 1024 x 1024 matrix in groups of 128."""
+    scheme = schemes.parse(family.template.format(group="g128"))
+    length = np.array([1 << 20])
+    sizes = scheme.codec.sizes(length, np.array([scheme.row_length((1024, 1024))]), scheme.params)
+    return f"{8 * int(sizes.n_bytes[0]) / int(length[0]):g}"
+
+
+def schemes_page() -> str:
+    """Return the page of schemes."""
+    rows = [
+        (
+            f"`{f.template.replace('{group}', '<group>')}`",
+            f.bit_width,
+            bits_per_weight(f),
+            ", ".join(f"`{m}`" for m in f.methods) or "-",
+            f.summary,
+        )
+        for f in schemes.FAMILIES
+    ]
+    header = ("name", "bits a code", "bits a weight, groups of 128", "methods, default first", "what it is")
+    dtypes = ", ".join(f"`{d}`" for d in schemes.INPUT_DTYPES)
+    return (
+        "# Schemes\n\nA scheme is written `<name>[:<method>][@<input dtype>]`. Only the name is stored. "
+        f"An integer from {schemes.WIDTHS.start} to {schemes.WIDTHS.stop - 1} is that many bits in groups of "
+        f"{schemes.DEFAULT_GROUP}: `4` is `int4_g{schemes.DEFAULT_GROUP}`. Names are exact; case counts.\n\n"
+        + table(header, rows)
+        + "\n`<group>` is\n\n"
+        + table(
+            ("group", "means"),
+            [
+                ("`g1` to `g2147483647`", "that many weights; the last group of a matrix row may be short"),
+                ("`channel`", "one group a matrix row"),
+                ("`tensor`", "one group for everything"),
+            ],
+        )
+        + f"\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; without it "
+        "binary is `f32`. Other columns know their type and refuse it.\n\n"
+        "A matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
+        "column. For rank 2 it is the last axis. For more, trailing axes are joined from the last until a row holds "
+        "a group, never with the first axis: a 3 x 3 convolution `[64, 32, 3, 3]` in groups of 128 has matrix rows "
+        "of 288.\n\nThe formulas are in [rounding](../explanation/rounding.md).\n"
+    )
+
+
+def policies_page() -> str:
+    """Return the page of policies."""
+    conditions = [field.name for field in fields(policy.Rule) if field.name not in ("scheme", "reason")]
+    parts = [
+        "# Policies\n\nA policy is a list of rules over a layer's name, rank and size; the first rule that a layer "
+        "meets decides its scheme. `{b}` is the asked bit width. A layer of unknown shape meets no rule about rank or "
+        "size. `ArrowQuantV2(mode=...)` names a policy, and the function "
+        "[`policy_scheme`](functions.md#policy_scheme) asks one in a query.\n\n"
+        f"The default mode is `{policy.DEFAULT_MODE}`. Aliases: "
+        + ", ".join(f"`{alias}` is `{name}`" for alias, name in policy.ALIASES.items())
+        + ".\n"
+    ]
+    for name, rules in policy.POLICIES.items():
+        rows = [
+            (k, *(condition(getattr(rule, c)) for c in conditions), f"`{rule.scheme}`", rule.reason)
+            for k, rule in enumerate(rules, 1)
+        ]
+        parts.append(f"\n## {name}\n\n" + table(("rule", *conditions, "scheme", "reason"), rows))
+    return "".join(parts)
+
+
+def condition(value: Any) -> str:
+    """Return a rule's condition; a dash where there is none."""
+    if value is None or value == ():
+        return "-"
+    return ", ".join(f"`{v}`" for v in value) if isinstance(value, tuple) else f"{value:,}"
+
+
+def errors_page() -> str:
+    """Return the page of errors."""
+    known = [getattr(errors, name) for name in errors.__all__ if name != "Place"]
+    rows = [(f"`{e.__name__}`", ", ".join(f"`{b.__name__}`" for b in e.__bases__), inspect.getdoc(e)) for e in known]
+    rows = [(name, bases, text.splitlines()[0]) for name, bases, text in rows]
+    lines = inspect.getdoc(errors.Place).splitlines()
+    return (
+        "# Errors\n\nAll are importable from `aq2_pipeline`. A text is complete without its class, because DuckDB "
+        "keeps only the text.\n\n"
+        + table(("error", "is a", "when"), rows)
+        + "\nAn error's text is `<function>: <layer>, <row>, <position>: <reason>. Hint: <what to do>`, with what is "
+        "known. The same parts are attributes: `function`, `layer`, `row`, `position`, `value`, `reason`, `hint`, and "
+        "`place`, which holds the first five and `batch`:\n\n```text\n"
+        + "\n".join(lines[lines.index("Attributes") + 2 :])
+        + "\n```\n\nThe lowest bad row is reported, whatever the number of threads. In eager calls `row` counts over "
+        "the whole column. Inside a query it counts in the batch that the engine handed over, and the text says so: "
+        "`row 17 of this batch of 2048`.\n"
+    )
+
+
+def layout_page() -> str:
+    """Return the page of types."""
+    return (
+        "# Layout\n\nThe types of inputs and results. Every reader finds fields by name and takes 32-bit, large and "
+        "view forms of strings, binary and lists.\n\n## Weight columns\n\n"
+        + table(
+            ("column", "elements", "copied?"),
+            [
+                ("`list`, `large_list`, `fixed_size_list`, list views", "float32", "no: kernels read the buffer"),
+                ("the same, sliced, chunked, with null rows", "float32", "no"),
+                ("`fixed_shape_tensor`, nested `fixed_size_list`", "float32; their shape is used", "no"),
+                ("the same", "float16, float64, decimal", "converted to float32"),
+                ("the same", "uint16, with `@f16` or `@bf16`", "converted to float32"),
+                ("`binary`, `large_binary`, `fixed_size_binary`", "little-endian float32", "no, if aligned to 4 bytes"),
+                ("`binary_view`", "as binary", "yes"),
+                ("binary with `@f16`, `@bf16`, `@f64`", "little-endian", "converted to float32"),
+                ("lists of integers", "", "refused, with a hint to cast"),
+            ],
+        )
+        + "\n## QUANTIZED\n\nOne struct for every scheme: one SQL function has one result type, and engines drop field "
+        "metadata, so a row describes itself.\n\n"
+        + field_table(layout.QUANTIZED)
+        + "\nA missing or null `row_length` means `length`.\n\n## ERROR\n\nWhat `quantization_error` returns. "
+        "The fields of an empty row are null.\n\n"
+        + field_table(layout.ERROR)
+        + "\n## STATS\n\nWhat `weight_stats` returns. Figures are those of the finite values, null where there are "
+        "none; of an empty row only `count` is not null.\n\n"
+        + field_table(layout.STATS)
+        + "\n## The layer table\n\nThe same from every source: these columns, then `weights` (a list of float32, or "
+        "binary) or `quantized` (`QUANTIZED`).\n\n" + field_table(pa.struct(list(layout.LAYER_FIELDS)))
+    )
+
+
+def command_page() -> str:
+    """Return the page of the command `aq2`."""
+    import typer  # noqa: PLC0415 - an extra
+
+    from aq2_pipeline import cli  # noqa: PLC0415 - needs the extra
+
+    main = typer.main.get_command(cli.app)
+    parts = ["# The command\n\n`aq2` comes with the extra `[cli]`; reading and writing safetensors needs `[files]`.\n"]
+    for name, command in main.commands.items():
+        parts.append(f"\n## aq2 {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
+        rows = []
+        for p in command.params:
+            spelling = p.name.upper() if p.param_type_name == "argument" else ", ".join(p.opts + p.secondary_opts)
+            default = "-" if p.required or p.default is None or callable(p.default) else f"`{p.default}`"
+            rows.append((f"`{spelling}`", "yes" if p.required else "no", default, getattr(p, "help", "") or ""))
+        parts.append(table(("parameter", "required", "default", "what it is"), rows))
+    return "".join(parts)
+
+
+def readme() -> str:
+    """Return the README with its table of functions renewed."""
+    text = (ROOT / "README.md").read_text()
+    begin, end = "<!-- functions -->\n", "<!-- end of functions -->"
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    return head + begin + function_table("docs/reference/") + end + tail
+
+
+def pages() -> dict[Path, str]:
+    """Return path -> text of every generated page."""
+    reference = {
+        "functions": functions_page,
+        "schemes": schemes_page,
+        "policies": policies_page,
+        "errors": errors_page,
+        "layout": layout_page,
+        "command": command_page,
+    }
+    written = {ROOT / "docs" / "reference" / f"{name}.md": STAMP + page() for name, page in reference.items()}
+    return written | {ROOT / "README.md": readme()}
+
+
+def main() -> None:
+    """Write what has changed."""
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            sys.stderr.write(f"{path.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()
