@@ -208,9 +208,11 @@ def _quantized(
             errors = quantization_error(*given, threads=threads).to_pylist()
         except Aq2Error as error:
             raise _of_layer(error, names) from None
-        columns = [*table.select(LAYER_TABLE.names[:-1]).columns, quantized]
-        yield pa.Table.from_arrays(columns, schema=LAYER_TABLE)
         dtypes, stored = table["dtype"].to_pylist(), quantized.field("scheme").to_pylist()
+        columns = [*table.select(LAYER_TABLE.names[:-1]).columns, quantized]
+        del table, given, quantized  # one batch of weights in memory, not two
+        yield pa.Table.from_arrays(columns, schema=LAYER_TABLE)
+        del columns
         for layer in zip(names, shapes, dtypes, stored, errors, strict=True):
             report.layers.append(_layer_report(recipe, *layer))
             if progress is not None:

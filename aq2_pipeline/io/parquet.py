@@ -82,6 +82,7 @@ def write_quantized(
                 for first, last in _row_groups(table):
                     writer.write_table(table.slice(first, last - first), row_group_size=last - first)
                 n_rows += len(table)
+                del given, table  # before the next is made
         with pq.ParquetFile(temporary) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
@@ -100,7 +101,7 @@ def _layer_table(given: Any, target: Any) -> pa.Table:
 
 def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows that stand for at most `ROW_GROUP_BYTES` of float32 weights."""
-    lengths = table["quantized"].combine_chunks().field("length").fill_null(0).to_pylist()
+    lengths = [n or 0 for chunk in table["quantized"].chunks for n in chunk.field("length").to_pylist()]
     first = n_bytes = 0
     for row, length in enumerate(lengths):
         if row > first and n_bytes + 4 * length > ROW_GROUP_BYTES:

@@ -169,11 +169,13 @@ class SafetensorsFile:
             return
         with open_regular(self.path) as file:
             for a, b in cuts:
-                self._check_unchanged(file)
-                table = _listing(chosen[a:b])
-                column = self._bytes(file, chosen[a:b]) if self.raw else self._floats(file, chosen[a:b])
-                self._check_unchanged(file)
-                yield table.append_column("weights", column)
+                yield self._layers(file, chosen[a:b])  # no name holds it when the next is read
+
+    def _layers(self, file: FileIO, tensors: Sequence[Tensor]) -> pa.Table:
+        self._check_unchanged(file)
+        weights = self._bytes(file, tensors) if self.raw else self._floats(file, tensors)
+        self._check_unchanged(file)
+        return _listing(tensors).append_column("weights", weights)
 
     def _size(self, tensor: Tensor) -> int:
         """Return the bytes that the tensor takes in the column `weights`."""
