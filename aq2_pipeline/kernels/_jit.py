@@ -89,6 +89,13 @@ class Kernel:
     def _compile(self) -> Any:
         if self._dispatcher is None:  # the only thread that compiles has not been here
             self._dispatcher = self._dispatched()
+            # Numba asks LLVM for these addresses whenever one kernel is handed to another, under a lock that an
+            # interrupt of the main thread can leave taken for ever; so they are looked up once, here.
+            for found in getattr(self._dispatcher, "overloads", {}).values():  # none where the JIT is off
+                address_of = functools.cache(found.library.get_pointer_to_function)
+                address_of(found.fndesc.llvm_cfunc_wrapper_name)
+                address_of(found.fndesc.llvm_func_name)
+                found.library.get_pointer_to_function = address_of
         return self._dispatcher
 
     def _dispatched(self) -> Any:
