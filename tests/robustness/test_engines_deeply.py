@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # ruff: noqa: E501, S608 - queries on one line, of our own words
-
 import io
 import math
 
