@@ -20,6 +20,7 @@ from aq2_pipeline import schemes as known_schemes
 from aq2_pipeline.errors import Aq2Error
 
 try:
+    import rich.box
     import rich.console
     import rich.progress
     import rich.table
@@ -228,10 +229,12 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
         for line in cells:
             typer.echo("\t".join(line))
         return
-    table = rich.table.Table(title=title)
-    for column in columns:
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
+    for k, column in enumerate(columns):  # names fold where the terminal is narrow, figures stay whole
         numbers = any(isinstance(row[column], int | float) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        side: rich.console.JustifyMethod = "right" if numbers else "left"
+        header = column.replace("_", "\n")
+        table.add_column(header, justify=side, overflow="fold", no_wrap=numbers, min_width=4 if k else 20)
     for line in cells:
         table.add_row(*map(rich.text.Text, line))  # names are data: no markup
     console.print(table)

@@ -118,9 +118,9 @@ def test_inspect_lists_a_model(model):
     """`inspect` lists layers with their statistics, tab-separated where there is no terminal."""
     lines = [line.split("\t") for line in aq2("inspect", model).stdout.splitlines()]
     rows = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}
-    assert rows["norm.weight"]["mean"] == rows["norm.weight"]["max"] == "1"
+    assert (rows["norm.weight"]["abs_max"], rows["norm.weight"]["std"]) == ("1", "0")
     assert rows["head.weight"]["dtype"] == "F16"
-    assert rows["positions"]["mean"] == "-"
+    assert rows["positions"]["std"] == "-"
     assert rows["positions"]["bytes"] == "128"
     listed = json.loads(aq2("inspect", model, "--no-stats", "--json").stdout)
     assert listed["about"] == "4 tensors, 263808 bytes"
@@ -143,6 +143,17 @@ def test_schemes_have_their_bits():
     assert rows["int4_g32_asym"]["bits_per_weight"] == 6
     assert rows["f32"]["bits_per_weight"] == 32
     assert all(row["summary"] for row in rows.values())
+
+
+def test_terminal_gets_a_table_and_a_bar(model, tmp_path, monkeypatch):
+    """On a terminal layers are a table, names whole over several lines, and progress is no line a layer."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = aq2("inspect", model, "--no-stats").stdout
+    assert "4 tensors, 263808 bytes" in shown
+    assert "mlp.weight" in shown
+    assert "\t" not in shown
+    assert "mlp.weight: " not in aq2("quantize", model, tmp_path / "q.parquet").stderr
 
 
 @pytest.mark.parametrize(

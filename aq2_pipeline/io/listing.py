@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["inspect_file", "list_schemes"]
 
 _PARQUET_MAGIC = b"PAR1"
-_STATS = ("min", "max", "mean", "std", "kurtosis", "outlier_ratio", "non_finite")
+#: Of `aq2_weight_stats`, those that fit a line.
+_STATS = ("std", "abs_max", "kurtosis", "outlier_ratio", "non_finite")
 #: The side of the matrix that bits per weight are told of.
 SIDE = 4096
 
