@@ -234,10 +234,10 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
         numbers = any(isinstance(row[column], int | float) for row in rows)
         side: rich.console.JustifyMethod = "right" if numbers else "left"
         header = column.replace("_", "\n")
-        table.add_column(header, justify=side, overflow="fold", no_wrap=numbers, min_width=4 if k else 20)
+        table.add_column(header, justify=side, overflow="fold", no_wrap=numbers, min_width=4 if k else 12)
     for line in cells:
         table.add_row(*map(rich.text.Text, line))  # names are data: no markup
-    console.print(table)
+    console.print(table, crop=False)
 
 
 def _cell(value: Any) -> str:
