@@ -147,7 +147,9 @@ class ArrowQuantV2:
             row += len(batch)
         if batches:
             return pa.Table.from_batches(batches)
-        return pa.Table.from_batches([dequantize_batch(reader.schema.empty_table().to_batches()[0], 0, n_threads)])
+        none = [pa.array([], field.type) for field in reader.schema]
+        empty = pa.RecordBatch.from_arrays(none, schema=reader.schema)
+        return pa.Table.from_batches([dequantize_batch(empty, 0, n_threads)])
 
     def _batches(
         self,

@@ -90,14 +90,18 @@ def run(tasks: Iterable[Sequence[Callable[[], None]]], threads: int | None = Non
     futures = []
     try:
         if executor is not None:
-            futures = [executor.submit(_drain, left, stopped) for _ in range(helpers)]
+            for _ in range(helpers):
+                futures.append(executor.submit(_drain, left, stopped))  # noqa: PERF401 - an interrupt must not lose them
         _drain(left, stopped)
+        wait(futures)
     except BaseException:
         stopped.set()
         raise
     finally:
-        wait(futures)
-        pool.leave(1 + helpers)
+        try:
+            wait(futures)  # again, where an interrupt came into the first
+        finally:
+            pool.leave(1 + helpers)
     for future in futures:
         future.result()
 
