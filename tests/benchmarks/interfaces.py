@@ -2,8 +2,9 @@
 
 The rows of the table are one layer of 1,048,576 float32 weights (4 MB) and 100 of them; the result is 4-bit in groups
 of 128. Each interface gets the weights in its own form, made before the clock starts: an Arrow table, a dict of
-arrays, a dict of lists. The 100 lists are 4 lists, each under 25 names: 100 would take 3.4 GB. Medians of `--runs`,
-the interfaces taking turns, so that a busy neighbour hits all of them.
+arrays, a dict of lists. The 100 lists are 4 lists, each under 25 names: 100 would take 3.4 GB. Medians of `--runs`
+rounds, in which the interfaces take turns; the ratio is the median of the rounds' ratios, so that a busy neighbour
+hits both sides of it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def inputs(interface, n_layers):
 
 
 def measure(n_layers, threads, runs):
-    """Return interface -> seconds, medians; the interfaces take turns."""
+    """Return interface -> (seconds, ratio to quantize_arrow), medians."""
     quantizer = ArrowQuantV2(mode="base", threads=threads)
     given = {interface: inputs(interface, n_layers) for interface in INTERFACES}
     times = {interface: [] for interface in INTERFACES}
@@ -57,7 +58,8 @@ def measure(n_layers, threads, runs):
             getattr(quantizer, interface)(given[interface], bit_width=4)
             if run:  # the first is for the compiler and the page faults
                 times[interface].append(time.perf_counter() - start)
-    return {interface: statistics.median(seconds) for interface, seconds in times.items()}
+    ratios = {i: [a / b for a, b in zip(times[i], times["quantize_arrow"], strict=True)] for i in INTERFACES}
+    return {i: (statistics.median(times[i]), statistics.median(ratios[i])) for i in INTERFACES}
 
 
 def peak_mb(interface, n_layers):
@@ -92,8 +94,7 @@ def main():
     for n_layers in (1, 100):
         for threads in (1, None):
             found = measure(n_layers, threads, options.runs)
-            for interface, seconds in found.items():
-                ratio = seconds / found["quantize_arrow"]
+            for interface, (seconds, ratio) in found.items():
                 print(f"{n_layers:4} layers, threads={threads}, {interface:15} {ratio:7.2f} x {1e3 * seconds:9.2f} ms")
     for interface in INTERFACES:
         command = [sys.executable, "-m", "tests.benchmarks.interfaces", "--peak", interface]
