@@ -3,7 +3,7 @@
 Every codec has the same kernels, loaded and compiled at its first use:
 `encode(values, row_length, params, importance, data, scales, zero_points) -> status`,
 `decode(data, scales, zero_points, row_length, params, values) -> status` and
-`error(values, row_length, params, importance, lanes, sums) -> status`.
+`error(values, position, row_length, params, importance, lanes, sums) -> status`.
 """
 
 from __future__ import annotations

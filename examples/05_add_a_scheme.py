@@ -30,14 +30,14 @@ def decode(data, scales, zero_points, row_length, params, values):
 
 
 @kernel(ERROR)
-def error(values, row_length, params, importance, lanes, sums):
+def error(values, position, row_length, params, importance, lanes, sums):
     for j in range(values.size):
         if not abs(values[j]) <= 1:
             return j
-        add_error(values[j], np.rint(values[j] * np.float32(127)) / np.float32(127), j % N_LANES, lanes)
-        if (j + 1) % BLOCK_SIZE == 0:
+        decoded = np.rint(values[j] * np.float32(127)) / np.float32(127)
+        add_error(values[j], decoded, (position + j) % N_LANES, lanes)
+        if (position + j + 1) % BLOCK_SIZE == 0:
             flush_lanes(lanes, sums)
-    flush_lanes(lanes, sums)
     return -1
 
 
