@@ -97,6 +97,14 @@ def quantization_error(
     pyarrow.StructArray, pyarrow.ChunkedArray or polars.Series
         float64 fields mse, rmse, max_abs, sqnr_db (decibels, +inf without
         error), cosine, bits_per_weight; null fields for an empty row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aq2_pipeline
+    >>> error = aq2_pipeline.quantization_error(np.array([1.0, -7.0, 3.5], np.float32), 4)[0]
+    >>> error["max_abs"].as_py(), error["cosine"].as_py() > 0.99
+    (0.5, True)
     """
     keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
     return _call("quantization_error", column, _scheme(scheme, keywords), shape, importance, threads=threads)
