@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "InputValueError",
     "Place",
     "SchemeError",
+    "hand_over",
 ]
 
 
@@ -57,6 +59,19 @@ class Place:
         return text
 
 
+#: Text -> place of the last errors that went to an engine which makes new exceptions of class and text, as Polars does.
+_handed_over: OrderedDict[str, Place] = OrderedDict()
+_MOST_HANDED_OVER = 64
+
+
+def hand_over(error: Aq2Error) -> Aq2Error:
+    """Remember an error's place for the copy that an engine makes of it; return the error."""
+    _handed_over[str(error)] = error.place
+    while len(_handed_over) > _MOST_HANDED_OVER:
+        _handed_over.popitem(last=False)
+    return error
+
+
 class Aq2Error(Exception):
     """Every error of this package is one of these.
 
@@ -75,9 +90,12 @@ class Aq2Error(Exception):
         super().__init__(reason, hint, place)
         self.reason = reason
         self.hint = hint
-        self.place = place or Place()
+        self._whole = None if hint or place else _handed_over.get(reason.partition("\n\n")[0])
+        self.place = self._whole or place or Place()
 
     def __str__(self) -> str:
+        if self._whole is not None:
+            return self.reason  # an engine's copy of a text that already names its place
         where = str(self.place)
         text = f"{where}: {self.reason}" if where else self.reason
         return f"{text}. Hint: {self.hint}" if self.hint else text

@@ -55,8 +55,7 @@ _ATTENTION = ("*attn*", "*attention*", "*.qkv.*", "*block*.proj_out.*")
 
 #: The first and last layers and the embeddings of what conditions a model, in the namings of diffusers (UNet,
 #: PixArt, SD3, Flux), of the original latent and guided diffusion code, and of DiT. What conditions each block
-#: (`emb_layers`, `time_emb_proj`, `adaLN_modulation`) is not among them: at 8 bits it cost 0.26 bits a weight
-#: and bought nothing.
+#: (`emb_layers`, `time_emb_proj`, `adaLN_modulation`) is not among them: what is large of it buys nothing.
 _ENDS = (
     "*conv_in.*", "*conv_out.*", "input_blocks.0.0.*", "*.input_blocks.0.0.*", "out.2.*", "*.out.2.*", "proj_out.*",
     "*time_embed*", "*label_emb*", "*class_embed*", "*add_embedding*", "*time_text_embed*", "*timestep_embedder*",
@@ -76,11 +75,11 @@ POLICIES: dict[str, tuple[Rule, ...]] = {
             "biases and norms by name, for rows without a shape",
             names=("bias", "*.bias", "*norm.weight", "*norm[0-9].weight"),
         ),
-        Rule("f32", "the first and last convolution, norms of rank 3: +0.3 dB for nothing", max_size=1024),
-        Rule("int{b}_g64", "attention, small too: without it 0.18 bits a weight more and no dB", names=_ATTENTION),
-        Rule("int8_g64", "small layers carry the fine resolution: +12 dB for 0.37 bits a weight", max_size=20_000),
-        Rule("int8_g64", "ends and embeddings that are not small: +2 dB where they are not spared", names=_ENDS),
-        Rule("int{b}_g64", "the rest; groups of 128 lose 5 dB"),
+        Rule("f32", "the smallest tensors, norms of rank 3 among them: floats take less than scales", max_size=1024),
+        Rule("int{b}_g64", "attention, small too: sparing it takes 0.15 bits a weight and buys 0 dB", names=_ATTENTION),
+        Rule("int8_g64", "small layers carry the fine resolution: +7.5 dB for 0.38 bits a weight", max_size=20_000),
+        Rule("int8_g64", "ends and embeddings of models where they are not small", names=_ENDS),
+        Rule("int{b}_g64", "the rest"),
     ),
 }
 ALIASES = {"time_aware": "diffusion"}

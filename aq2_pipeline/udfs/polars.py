@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError
+from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError, hand_over
 from aq2_pipeline.functions import FUNCTIONS, check_constant
 
 if TYPE_CHECKING:
@@ -38,7 +38,14 @@ def _dtype(function: Function) -> pl.DataType:
     return pl.Series(pl.from_arrow(pa.array([], function.result))).dtype
 
 
-def _run(function: Function, columns: list[pl.Series], constants: dict[int, Any], *, batch: bool) -> pl.Series:
+def _run(
+    function: Function,
+    columns: list[pl.Series],
+    constants: dict[int, Any],
+    *,
+    batch: bool,
+    n_threads: int | None = None,
+) -> pl.Series:
     """Call the function chunk by chunk, without rechunking the first column.
 
     Parameters
@@ -50,6 +57,8 @@ def _run(function: Function, columns: list[pl.Series], constants: dict[int, Any]
         Position -> value of the others.
     batch : bool
         Whether the first column may be a part of a larger one.
+    n_threads : int, optional
+        Threads to use.
     """
     first = columns[0]
     results, row = [], 0
@@ -58,11 +67,11 @@ def _run(function: Function, columns: list[pl.Series], constants: dict[int, Any]
         n = len(columns) + len(constants)
         given = [constants[k] if k in constants else _arrow(function, k, next(pieces)) for k in range(n)]
         try:
-            results.append(function(*given))
+            results.append(function(*given, n_threads=n_threads))
         except Aq2Error as error:
             if error.row is not None:
-                raise error.at(row=error.row + row, batch=len(first) if batch else None) from None
-            raise
+                error.at(row=error.row + row, batch=len(first) if batch else None)
+            raise hand_over(error) from None
         row += len(chunk)
     result = pl.Series(pl.from_arrow(pa.chunked_array(results, function.result)))
     if len(result) != len(first):  # Polars does not notice
@@ -275,7 +284,8 @@ class Aq2Series:
     def __init__(self, series: pl.Series) -> None:
         self._series = series
 
-    def _call(self, name: str, *others: Any) -> pl.Series:
+    def call(self, name: str, *others: Any, threads: int | None = None) -> pl.Series:
+        """Call a function by its name: what the methods below and `aq2_pipeline.quantize` do."""
         function = FUNCTIONS[name]
         given = [self._series, *others]
         while len(given) > function.n_required and given[-1] is None:
@@ -292,24 +302,24 @@ class Aq2Series:
             else:
                 check_constant(function, argument, value)
                 columns.append(pl.Series([value]).new_from_index(0, len(self._series)))
-        return _run(function, columns, constants, batch=False)
+        return _run(function, columns, constants, batch=False, n_threads=threads)
 
     def quantize(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantize`."""
-        return self._call("quantize", _scheme(scheme, keywords), shape, importance)
+        return self.call("quantize", _scheme(scheme, keywords), shape, importance)
 
     def quantization_error(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantization_error`."""
-        return self._call("quantization_error", _scheme(scheme, keywords), shape, importance)
+        return self.call("quantization_error", _scheme(scheme, keywords), shape, importance)
 
     def dequantize(self) -> pl.Series:
         """See `aq2_pipeline.polars.dequantize`."""
-        return self._call("dequantize")
+        return self.call("dequantize")
 
     def weight_stats(self) -> pl.Series:
         """See `aq2_pipeline.polars.weight_stats`."""
-        return self._call("weight_stats")
+        return self.call("weight_stats")
 
     def policy_scheme(self, shape: Any, bit_width: Any, mode: Any = "diffusion") -> pl.Series:
         """See `aq2_pipeline.polars.policy_scheme`."""
-        return self._call("policy_scheme", shape, bit_width, mode)
+        return self.call("policy_scheme", shape, bit_width, mode)

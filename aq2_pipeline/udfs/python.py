@@ -212,7 +212,7 @@ def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> A
     function = FUNCTIONS[name]
     thread_count(threads)
     if hasattr(column, "aq2"):  # a Polars Series: its own namespace keeps its chunks
-        return getattr(column.aq2, name)(*others)
+        return column.aq2.call(name, *others, threads=threads)
     if isinstance(column, list) and function.arguments[0].kind == "weights":
         return _each_tensor(function, column, others, threads)
     whole = as_column(column, function)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from aq2_pipeline import ArrowQuantV2
+from aq2_pipeline import ArrowQuantV2, policy
 
 SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0, 40.0, 80.0)
 UNIFORM = [f"int4_{g}{a}" for g in ("g16", "g32", "g64", "g128", "g256", "channel", "tensor") for a in ("", "_asym")]
@@ -45,7 +47,9 @@ class Bench:
         self.model, self.inputs = load_model(), inputs
         self.tensors = {t.name: t for t in self.model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
         self.weights = {name: numpy_helper.to_array(t) for name, t in self.tensors.items()}
-        self.weights = {name: w for name, w in self.weights.items() if w.size >= 16}
+        # What a checkout of the model's weights holds: parameters, and the norms that the exporter renamed. The
+        # graph's other constants (time-step frequencies, axes) are code, not weights.
+        self.weights = {n: w for n, w in self.weights.items() if n.startswith("network.") or w.ndim == 3}
         rng = np.random.default_rng(inputs.seed)
         first, noise = (rng.standard_normal((inputs.batch, 1, 128, 128), dtype=np.float32) for _ in range(2))
         session = self._session({})
@@ -77,8 +81,8 @@ class Bench:
         return session.run(None, feed)[0].astype(np.float64)
 
     def quantized(self, mode="base", bits=4, scheme=None):
-        """Quantize every tensor; 1-D tensors stay float under a uniform scheme."""
-        layers = self.weights if scheme is None else {n: w for n, w in self.weights.items() if w.ndim > 1}
+        """Quantize under a policy, or every parameter of rank 2 and more with one scheme."""
+        layers = {n: w for n, w in self.weights.items() if scheme is None or (n.startswith("network.") and w.ndim > 1)}
         return ArrowQuantV2(mode=mode).quantize_batch(layers, bits, scheme=scheme)
 
     def sqnr(self, layers):
@@ -105,32 +109,72 @@ def row(name, bench, layers):
     return f"| {name} | {np.mean(values):.2f} | {cells} | {bits:.3f} | {n_bytes:,} |"
 
 
-def main():
-    """Print the tables of docs/explanation/policies.md."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=2)
-    batch = parser.parse_args().batch
-    head = f"| weights | mean dB | {' | '.join(map(str, SIGMAS))} | bits/weight | bytes |"
-    bench = Bench(Inputs(batch=batch))
-    print("\nFour bits, dB at each sigma:\n", head, "|---" * (len(SIGMAS) + 4) + "|", sep="\n")
-    print(row("**diffusion**", bench, bench.quantized("diffusion")))
-    print(row("base", bench, bench.quantized("base")))
-    for scheme in UNIFORM:
-        print(row(scheme, bench, bench.quantized(scheme=scheme)))
-    print("\nOther widths:\n", head, "|---" * (len(SIGMAS) + 4) + "|", sep="\n")
-    for bits in (2, 3, 5, 6, 8):
-        for mode in ("base", "diffusion"):
-            print(row(f"{mode} {bits}", bench, bench.quantized(mode, bits)))
-    print(
-        "\nOther inputs, mean dB:\n", "| inputs | base | int4_g64 | int4_g16 | diffusion |", "|---" * 5 + "|", sep="\n"
-    )
+def variants(rules):
+    """Yield the policy without each rule, and with another scheme or threshold in it."""
+    for k, rule in enumerate(rules[:-1]):
+        yield f"without: {rule.reason.split(':')[0]}", rules[:k] + rules[k + 1 :]
+    small = next(k for k, rule in enumerate(rules) if rule.max_size == 20_000)
+    for size in (10_000, 16_384, 18_432, 30_000, 40_000):
+        yield f"small is {size:,}", (*rules[:small], replace(rules[small], max_size=size), *rules[small + 1 :])
+    unspared = tuple(rule for rule in rules if rule.max_size not in (1024, 20_000))
+    yield "no rule about small", unspared
+    yield "no rule about small or ends", tuple(rule for rule in unspared if not rule.reason.startswith("ends"))
+    emb = replace(rules[small], names=("*emb_layers*", "*time_emb_proj*", "*adaLN*"), max_size=None)
+    yield "emb_layers at 8 bits too", (*rules[:-1], emb, rules[-1])
+    for scheme in ("int6_g64", "int8_g128"):
+        yield f"small as {scheme}", (*rules[:small], replace(rules[small], scheme=scheme), *rules[small + 1 :])
+    for scheme in ("int{b}_g32", "int{b}_g128"):
+        others = (replace(r, scheme=scheme) if r.scheme == "int{b}_g64" else r for r in rules)
+        yield f"the rest as {scheme.format(b=4)}", tuple(others)
+
+
+def table(title, bench, runs):
+    """Print a Markdown table of runs: (name, quantized layers)."""
+    print(f"\n{title}\n")
+    print(f"| weights | mean dB | {' | '.join(map(str, SIGMAS))} | bits/weight | bytes |")
+    print("|---" * (len(SIGMAS) + 4) + "|")
+    for name, layers in runs:
+        print(row(name, bench, layers), flush=True)
+
+
+def ablations(bench):
+    """Yield runs of the policy's variants."""
+    for name, rules in variants(policy.POLICIES["diffusion"]):
+        with mock.patch.dict(policy.POLICIES, diffusion=rules):
+            yield name, bench.quantized("diffusion")
+
+
+def other_inputs(batch):
+    """Print the means for other seeds, inputs and difficulties."""
+    print("\nOther inputs, mean dB:\n")
+    print("| inputs | base | int4_g64 | int4_g16 | diffusion |", "|---" * 5 + "|", sep="\n")
     others = [Inputs(seed=1), Inputs(clean=False), Inputs(difficulty=49 / 99), Inputs(difficulty=1.0, seed=2)]
     for inputs in others:
         inputs.batch = batch
-        other = Bench(inputs)
-        runs = (other.quantized(), other.quantized(scheme="int4_g64"), other.quantized(scheme="int4_g16"))
-        means = [np.mean(other.sqnr(layers)) for layers in (*runs, other.quantized("diffusion"))]
-        print(f"| {inputs} | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+        bench = Bench(inputs)
+        runs = (bench.quantized(), bench.quantized(scheme="int4_g64"), bench.quantized(scheme="int4_g16"))
+        means = [np.mean(bench.sqnr(layers)) for layers in (*runs, bench.quantized("diffusion"))]
+        print(f"| {inputs} | " + " | ".join(f"{m:.2f}" for m in means) + " |", flush=True)
+
+
+def main():
+    """Print the tables of docs/explanation/policies.md."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=2, help="samples a sigma")
+    parser.add_argument("--only", choices=["schemes", "widths", "rules", "inputs"], help="one of the tables")
+    asked = parser.parse_args()
+    bench = Bench(Inputs(batch=asked.batch))
+    if asked.only in (None, "schemes"):
+        policies = [(mode, bench.quantized(mode)) for mode in ("diffusion", "base")]
+        uniform = ((scheme, bench.quantized(scheme=scheme)) for scheme in UNIFORM)
+        table("Four bits, dB at each sigma:", bench, itertools.chain(policies, uniform))
+    if asked.only in (None, "widths"):
+        cases = itertools.product((2, 3, 5, 6, 8), ("base", "diffusion"))
+        table("Other widths:", bench, ((f"{mode} {bits}", bench.quantized(mode, bits)) for bits, mode in cases))
+    if asked.only in (None, "rules"):
+        table("Without one rule, or with another:", bench, ablations(bench))
+    if asked.only in (None, "inputs"):
+        other_inputs(asked.batch)
 
 
 if __name__ == "__main__":
