@@ -230,7 +230,8 @@ def condition(value: Any) -> str:
 
 def errors_page() -> str:
     """Return the page of errors."""
-    known = [getattr(errors, name) for name in errors.__all__ if name != "Place"]
+    named = [getattr(errors, name) for name in errors.__all__]
+    known = [e for e in named if isinstance(e, type) and issubclass(e, errors.Aq2Error)]
     rows = [(f"`{e.__name__}`", ", ".join(f"`{b.__name__}`" for b in e.__bases__), inspect.getdoc(e)) for e in known]
     rows = [(name, bases, text.splitlines()[0]) for name, bases, text in rows]
     lines = inspect.getdoc(errors.Place).splitlines()
