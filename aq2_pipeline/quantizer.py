@@ -110,7 +110,8 @@ class ArrowQuantV2:
         batch = record_batch if isinstance(record_batch, pa.RecordBatch) else pa.record_batch(record_batch)
         reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
         name = "quantize_arrow_batch"
-        return next(self._batches(reader, bit_width, scheme, threads, continue_on_error, name))
+        [result] = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)  # to the end: it warns there
+        return result
 
     def quantize_stream(
         self,
@@ -127,8 +128,8 @@ class ArrowQuantV2:
         `pyarrow.RecordBatchReader` or anything with ``__arrow_c_stream__``.
         """
         source = _reader(reader)
-        schema = flat_schema(source.schema, with_error=continue_on_error)
         batches = self._batches(source, bit_width, scheme, threads, continue_on_error, "quantize_stream")
+        schema = flat_schema(source.schema, with_error=continue_on_error)
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def dequantize_arrow(self, table: Any, *, threads: int | None = None) -> pa.Table:
