@@ -1,5 +1,6 @@
 """Errors: complete texts, and places that survive engines and pickling."""
 
+import math
 import pickle
 
 import polars as pl
@@ -16,12 +17,12 @@ BAD = pl.DataFrame({"w": [[1.0, 2.0], [3.0, float("nan")]]})
 def test_a_polars_error_knows_its_place(lazy):
     """Polars makes a new exception of class and text; the place comes back all the same."""
     frame = BAD.lazy() if lazy else BAD
-    with pytest.raises(InputValueError, match="row ., position 1") as caught:
+    with pytest.raises(InputValueError, match=r"row \d .*position 1") as caught:
         frame.select(pl.col("w").aq2.quantize(4)).lazy().collect()
     error = caught.value
     assert error.function == "aq2_quantize"
     assert error.position == 1
-    assert error.value != error.value  # noqa: PLR0124 - NaN
+    assert math.isnan(error.value)
     assert error.place.batch in (1, 2)
 
 
