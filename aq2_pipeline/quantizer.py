@@ -110,7 +110,8 @@ class ArrowQuantV2:
         batch = record_batch if isinstance(record_batch, pa.RecordBatch) else pa.record_batch(record_batch)
         reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
         name = "quantize_arrow_batch"
-        [result] = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)  # to the end: it warns there
+        # Unpacked, not taken with next(): the generator warns of failed rows at its end.
+        [result] = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)
         return result
 
     def quantize_stream(
