@@ -255,7 +255,8 @@ def test_shapes_of_every_spelling():
         assert flat(ArrowQuantV2().quantize_arrow(table, 4)).equals(expected), shape.type
     nested = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(pa.array(w.ravel()), 100), 300)
     assert flat(ArrowQuantV2().quantize_arrow(pa.table({"layer_name": ["a"], "weights": nested}), 4)).equals(expected)
-    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(w[None])
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(w.ravel()), 300 * 100)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [300, 100]), storage)
     assert flat(ArrowQuantV2().quantize_arrow(pa.table({"layer_name": ["a"], "weights": tensors}), 4)).equals(expected)
 
 
