@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _NUMPY_OF_DTYPE = {"f32": "<f4", "f64": "<f8", "f16": "<f2", "bf16": "<u2"}
+_SMALLEST_NORMAL = 2.0**-126
+#: Values that a conversion takes at a time, so that it needs no second column.
+_BLOCK = 1 << 18
 _TAKEN = "a list, large_list, fixed_size_list or list view of float16, float32, float64 or decimal, or binary"
 
 
@@ -148,7 +151,9 @@ def is_binary(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (pt.is_binary, pt.is_large_binary, pt.is_fixed_size_binary, pt.is_binary_view))
 
 
-def read_weights(array: pa.Array, dtype: str | None = None, active: Array | None = None) -> Weights:
+def read_weights(
+    array: pa.Array, dtype: str | None = None, active: Array | None = None, *, name: str = "weights"
+) -> Weights:
     """Read a column of weights.
 
     Parameters
@@ -159,6 +164,8 @@ def read_weights(array: pa.Array, dtype: str | None = None, active: Array | None
         What Binary or UInt16 weights hold; float32 where nothing is said.
     active : bool array, optional
         Rows to read; the others come back as null.
+    name : str
+        What messages call the column.
 
     Raises
     ------
@@ -170,26 +177,26 @@ def read_weights(array: pa.Array, dtype: str | None = None, active: Array | None
         none = np.zeros(len(array), np.int64)
         return Weights(_frozen(np.empty(0, np.float32)), none, none.copy(), valid)
     if isinstance(array.type, pa.FixedShapeTensorType):
-        return _read_tensors(array, dtype, active)
+        return _read_tensors(array, dtype, active, name)
     if is_binary(array.type):
         return _read_binary(array, dtype or "f32", valid)
     if not is_list(array.type) or isinstance(array.type, pa.BaseExtensionType):
-        msg = f"weights are {array.type}"
+        msg = f"{name} are {array.type}"
         raise InputTypeError(msg, f"expected {_TAKEN}")
-    return _read_lists(array, dtype, valid)
+    return _read_lists(array, dtype, valid, name)
 
 
-def _read_tensors(array: pa.Array, dtype: str | None, active: Array | None) -> Weights:
+def _read_tensors(array: pa.Array, dtype: str | None, active: Array | None, name: str) -> Weights:
     order = array.type.permutation
     if order is not None and list(order) != sorted(order):
-        msg = f"weights are a tensor column with the permutation {list(order)}"
+        msg = f"{name} are a tensor column with the permutation {list(order)}"
         raise InputTypeError(msg, "store them in row-major order")
-    weights = read_weights(array.storage, dtype, active)
+    weights = read_weights(array.storage, dtype, active, name=name)
     weights.shape = nested_shape(array.type)
     return weights
 
 
-def _read_lists(array: pa.Array, dtype: str | None, valid: Array) -> Weights:
+def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> Weights:
     starts, stops = _spans(array)
     weights = Weights(np.empty(0, np.float32), starts, stops, valid)
     child = array.values
@@ -204,7 +211,7 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array) -> Weights:
         nulls = np.union1d(inside, _null_positions(child))
     if pt.is_null(child.type):  # `[]` and `[NULL]` as SQL literals and `pa.array` give them
         child = pa.nulls(len(child), pa.float32())
-    _refuse_element_type(child.type, dtype, array.type)
+    _refuse_element_type(child.type, dtype, array.type, name)
     weights.shape = nested_shape(array.type)
     weights.nulls = nulls
     _convert(weights, child, dtype)
@@ -217,20 +224,20 @@ def _null_positions(child: pa.Array) -> Array:
     return np.flatnonzero(~validity(child)) if child.buffers()[0] is not None else np.empty(0, np.int64)
 
 
-def _refuse_element_type(kind: pa.DataType, dtype: str | None, whole: pa.DataType) -> None:
+def _refuse_element_type(kind: pa.DataType, dtype: str | None, whole: pa.DataType, name: str) -> None:
     if pt.is_uint16(kind) and dtype in ("f16", "bf16"):
         return
     if pt.is_uint16(kind):
-        msg = f"weights are {whole}"
+        msg = f"{name} are {whole}"
         raise InputTypeError(msg, "say what the 16 bits hold in the scheme, e.g. 'int4_g128@bf16' or '@f16'")
     if pt.is_integer(kind):
-        msg = f"weights are {whole}"
+        msg = f"{name} are {whole}"
         raise InputTypeError(msg, "cast them to a list of float32, e.g. FLOAT[] or pl.List(pl.Float32)")
     if not (pt.is_floating(kind) or pt.is_decimal(kind)):
-        msg = f"weights are {whole}"
+        msg = f"{name} are {whole}"
         raise InputTypeError(msg, f"expected {_TAKEN}")
     if dtype is not None:
-        msg = f"weights are {whole}, and the scheme says @{dtype}"
+        msg = f"{name} are {whole}, and the scheme says @{dtype}"
         raise InputTypeError(msg, "an input dtype is for binary and uint16 weights; leave it out")
 
 
@@ -260,8 +267,25 @@ def _float32_of(raw: Array, dtype: str | None) -> Array:
         return (raw.astype(np.uint32) << 16).view(np.float32)
     if dtype == "f16":
         raw = raw.view(np.float16)
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is found
-        return raw.astype(np.float32)
+    narrow = np.empty(raw.size, np.float32)
+    for start in range(0, raw.size, _BLOCK):
+        block, target = raw[start : start + _BLOCK], narrow[start : start + _BLOCK]
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is found
+            target[:] = block
+        if raw.dtype == np.float64:
+            _round_subnormals(block, target)
+    return narrow
+
+
+def _round_subnormals(wide: Array, narrow: Array) -> None:
+    """Write the float32 subnormals by their bits: a thread that flushes to zero would lose them.
+
+    The smallest is 2**-149; a subnormal's bits are its multiple of that.
+    """
+    small = np.flatnonzero((np.abs(wide) < _SMALLEST_NORMAL) & (wide != 0))
+    if small.size:
+        bits = np.rint(np.abs(wide[small]) * 2.0**149).astype(np.uint32)
+        narrow.view(np.uint32)[small] = bits | np.signbit(wide[small]).astype(np.uint32) << 31
 
 
 def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:

@@ -51,8 +51,8 @@ class Decoding:
         self.lengths = np.zeros(n, np.int64)
         self.row_lengths = np.zeros(n, np.int64)
         self._data = arrow.read_bytes(fields["quantized_data"], self.valid)
-        self._scales = arrow.read_weights(fields["scales"], None, self.valid)
-        self._zeros = arrow.read_weights(fields["zero_points"], None, self.valid)
+        self._scales = arrow.read_weights(fields["scales"], None, self.valid, name="scales")
+        self._zeros = arrow.read_weights(fields["zero_points"], None, self.valid, name="zero_points")
         for column in (self._data, self._scales, self._zeros):
             for row, error in column.failures.items():
                 self._fail(row, error)

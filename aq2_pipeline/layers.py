@@ -15,7 +15,9 @@ from aq2_pipeline.functions import FUNCTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Columns", "dequantize_batch", "flat_schema", "input_columns", "quantize_rows"]
+    from aq2_pipeline.schemes import Scheme
+
+__all__ = ["Columns", "dequantize_batch", "flat_schema", "input_columns", "quantize_rows", "scheme_argument"]
 
 #: What the flat table has between `layer_name` and the columns that pass through.
 _FLAT = (
@@ -66,6 +68,21 @@ def input_columns(schema: pa.Schema, caller: str) -> Columns:
             msg = f"the column {name!r} would be overwritten"
             raise InputTypeError(msg, "rename it, or drop it").at(**place)
     return Columns("shape" in names, "tensor_shape" in names, others)
+
+
+def scheme_argument(scheme: Any) -> Scheme | pa.Array:
+    """Return one scheme, or a column of them as a pyarrow array: from a list, an ndarray or anything of Arrow's.
+
+    Raises
+    ------
+    SchemeError
+        For one that cannot be; those of a column are checked row by row.
+    """
+    if hasattr(scheme, "__arrow_c_stream__"):
+        return pa.chunked_array(scheme).combine_chunks()
+    if hasattr(scheme, "__arrow_c_array__") or isinstance(scheme, list | np.ndarray):
+        return pa.array(scheme)
+    return schemes.parse(scheme)
 
 
 def flat_schema(schema: pa.Schema, *, with_error: bool) -> pa.Schema:

@@ -78,7 +78,7 @@ POLICIES: dict[str, tuple[Rule, ...]] = {
         Rule("f32", "the smallest tensors, norms of rank 3 among them: floats take less than scales", max_size=1024),
         Rule("int{b}_g64", "attention, small too: sparing it takes 0.15 bits a weight and buys 0 dB", names=_ATTENTION),
         Rule("int8_g64", "small layers carry the fine resolution: +7.5 dB for 0.38 bits a weight", max_size=20_000),
-        Rule("int8_g64", "ends and embeddings of models where they are not small", names=_ENDS),
+        Rule("int8_g64", "ends and embeddings, where they are not small: +1.9 dB without the rule above", names=_ENDS),
         Rule("int{b}_g64", "the rest"),
     ),
 }

@@ -11,7 +11,7 @@ import pyarrow as pa
 from aq2_pipeline import policy, schemes, threads
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
-from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows
+from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows, scheme_argument
 from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping, quantize_layer, quantized_row, rounds
 
 if TYPE_CHECKING:
@@ -166,10 +166,8 @@ class ArrowQuantV2:
         columns = input_columns(reader.schema, caller)
         if scheme is None:
             policy.policy_scheme(None, None, bit_width, self.mode)
-        elif not hasattr(scheme, "__arrow_c_array__") and not hasattr(scheme, "__arrow_c_stream__"):
-            scheme = schemes.parse(scheme)
-        elif isinstance(scheme, pa.ChunkedArray):
-            scheme = scheme.combine_chunks()
+        else:
+            scheme = scheme_argument(scheme)
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode) if scheme is None else scheme
         n_threads = thread_count(threads) or self.threads
         return _quantized_batches(reader, columns, choose, n_threads, keep, caller)
@@ -271,7 +269,7 @@ class ArrowQuantV2:
         """
         n_threads = thread_count(threads) or self.threads
         results = {}
-        for name, layer in quantized.items():
+        for name, layer in checked_mapping(quantized).items():
             try:
                 row = quantized_row(layer)
                 decoded = FUNCTIONS["dequantize"](row, n_threads=n_threads)
@@ -332,6 +330,9 @@ def _quantized_batches(
         n_failed += failed
         row += len(batch)
         yield result
+    if isinstance(choose, pa.Array) and len(choose) != row:
+        msg = f"scheme has {len(choose)} rows, the table has {row}"
+        raise InputTypeError(msg).at(function=f"ArrowQuantV2.{caller}")
     _warn_of(n_failed, row, "rows")
 
 

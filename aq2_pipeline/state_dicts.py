@@ -92,19 +92,24 @@ def _layer_result(row: pa.StructArray, shape: tuple[int, ...]) -> dict[str, Any]
 
 def quantized_row(layer: Mapping[str, Any]) -> pa.StructArray:
     """Return a layer's result as a row that `dequantize` reads."""
-    missing = {"scheme", "shape", "quantized_data", "scales", "zero_points"} - set(layer)
+    needed = ("scheme", "shape", "quantized_data", "scales", "zero_points")
+    missing = [name for name in needed if not isinstance(layer, Mapping) or name not in layer]
     if missing:
-        msg = f"the layer has no {', '.join(map(repr, sorted(missing)))}"
+        msg = f"the layer has no {', '.join(map(repr, missing))}"
         raise InputTypeError(msg, "expected what quantize_batch returns")
-    length = math.prod(layer["shape"])
-    fields = {
-        "scheme": pa.array([layer["scheme"]], pa.string()),
-        "length": pa.array([length], pa.int64()),
-        "row_length": pa.array([layer.get("row_length", length)], pa.int64()),
-        "quantized_data": pa.array([layer["quantized_data"]], pa.large_binary()),
-        "scales": rows_of(np.ascontiguousarray(layer["scales"], np.float32), 1),
-        "zero_points": rows_of(np.ascontiguousarray(layer["zero_points"], np.float32), 1),
-    }
+    try:
+        length = math.prod(layer["shape"])
+        fields = {
+            "scheme": pa.array([layer["scheme"]], pa.string()),
+            "length": pa.array([length], pa.int64()),
+            "row_length": pa.array([layer.get("row_length", length)], pa.int64()),
+            "quantized_data": pa.array([layer["quantized_data"]], pa.large_binary()),
+            "scales": rows_of(np.ascontiguousarray(layer["scales"], np.float32), 1),
+            "zero_points": rows_of(np.ascontiguousarray(layer["zero_points"], np.float32), 1),
+        }
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        msg = f"the layer's fields make no row: {error}"
+        raise InputTypeError(msg, "expected what quantize_batch returns") from None
     return pa.StructArray.from_arrays(list(fields.values()), list(fields))
 
 

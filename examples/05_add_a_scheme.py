@@ -8,8 +8,8 @@ import pyarrow as pa
 
 import aq2_pipeline
 from aq2_pipeline.codecs import Codec, Sizes
-from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, kernel
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, N_LANES, add_error, flush_lanes
+from aq2_pipeline.kernels import DECODE, ENCODE, ERROR, kernel
+from aq2_pipeline.kernels.moments import add_value
 from aq2_pipeline.schemes import Family, add_family
 
 
@@ -35,9 +35,7 @@ def error(values, position, row_length, params, importance, lanes, sums):
         if not abs(values[j]) <= 1:
             return j
         decoded = np.rint(values[j] * np.float32(127)) / np.float32(127)
-        add_error(values[j], decoded, (position + j) % N_LANES, lanes)
-        if (position + j + 1) % BLOCK_SIZE == 0:
-            flush_lanes(lanes, sums)
+        add_value(values[j], decoded, position + j, lanes, sums)
     return -1
 
 

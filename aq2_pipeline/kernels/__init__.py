@@ -4,3 +4,7 @@ A kernel reads contiguous read-only inputs, writes into outputs that the caller
 allocated, allocates nothing, raises nothing and returns an int64 status: -1, or
 the position of the first value that it cannot take.
 """
+
+from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
+
+__all__ = ["DECODE", "ENCODE", "ERROR", "helper", "kernel"]

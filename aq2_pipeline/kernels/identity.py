@@ -14,7 +14,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, bits_of, float_of
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, N_LANES, add_error, flush_lanes
+from aq2_pipeline.kernels.moments import add_value
 
 F32, F16, BF16 = range(3)
 
@@ -120,7 +120,5 @@ def error(values: Any, position: Any, row_length: Any, params: Any, importance: 
             if stored < 0:
                 return j
             decoded = widened(stored, kind)
-        add_error(values[j], decoded, (position + j) % N_LANES, lanes)
-        if (position + j + 1) % BLOCK_SIZE == 0:
-            flush_lanes(lanes, sums)
+        add_value(values[j], decoded, position + j, lanes, sums)
     return -1

@@ -44,6 +44,14 @@ def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
 
 
 @helper
+def add_value(weight: Any, decoded: Any, position: Any, lanes: Any, sums: Any) -> None:
+    """Add the value at a position of its row, and the block that it ends: for codecs that go value by value."""
+    add_error(weight, decoded, position % N_LANES, lanes)
+    if (position + 1) % BLOCK_SIZE == 0:
+        flush_lanes(lanes, sums)
+
+
+@helper
 def flush_lanes(lanes: Any, sums: Any) -> None:
     """Add the lanes of a block to the row's sums, in order, and empty them."""
     for k in range(MAX_ERROR):

@@ -150,7 +150,7 @@ def _literal(value: Any) -> pl.Expr:
 
 def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
     """Return the scheme with its keywords spelled out; a column takes none."""
-    if isinstance(scheme, pl.Expr | pl.Series):
+    if isinstance(scheme, pl.Expr) or _is_column(scheme):
         if any(value is not None for value in keywords.values()):
             msg = "scheme: a column of schemes takes no keywords"
             raise SchemeError(msg, "spell them in the column's names, e.g. 'int4_g64_asym'")
@@ -245,6 +245,13 @@ def policy_scheme(
     return _expression("policy_scheme", layer_name, _column(shape), bit_width, mode)
 
 
+def _is_column(value: Any) -> bool:
+    """Whether a value is a column as it stands; a list is one, a tuple is one row's shape."""
+    return isinstance(value, pl.Series | list) or any(
+        hasattr(value, name) for name in ("__arrow_c_array__", "__arrow_c_stream__", "__array__")
+    )
+
+
 def _column(value: Any) -> Any:
     return pl.col(value) if isinstance(value, str) else value
 
@@ -292,16 +299,17 @@ class Aq2Series:
             given.pop()
         columns, constants = [], {}
         for k, (value, argument) in enumerate(zip(given, function.arguments, strict=False)):
-            if isinstance(value, pl.Series):
-                columns.append(value)
-                if len(value) not in (1, len(self._series)):
-                    msg = f"{argument.name} has {len(value)} rows, {function.arguments[0].name} {len(self._series)}"
-                    raise InputTypeError(msg).at(function=function.sql_name)
-            elif argument.kind == "scheme":
+            if argument.kind == "scheme" and not _is_column(value):
                 constants[k] = value
-            else:
+                continue
+            if not _is_column(value):
                 check_constant(function, argument, value)
-                columns.append(pl.Series([value]).new_from_index(0, len(self._series)))
+                value = [value]  # noqa: PLW2901 - one for all rows
+            column = pl.Series(value)
+            if len(column) not in (1, len(self._series)):
+                msg = f"{argument.name} has {len(column)} rows, {function.arguments[0].name} {len(self._series)}"
+                raise InputTypeError(msg).at(function=function.sql_name)
+            columns.append(column)
         return _run(function, columns, constants, batch=False, n_threads=threads)
 
     def quantize(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError
+from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.layout import INTS
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
@@ -146,7 +146,7 @@ def weight_stats(column: Any, *, threads: int | None = None) -> Any:
     Parameters
     ----------
     column : array-like
-        As `quantize` takes it; values that are not finite are counted, not refused.
+        As `quantize` takes it; values that are not finite as float32 are counted, not refused.
     threads : int, optional
         Threads to use.
 
@@ -260,6 +260,7 @@ def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
     """
     try:
         if isinstance(column, (pa.Array, pa.ChunkedArray)):
+            len(column)
             return column
         if is_tensor(column):
             values = as_ndarray(column)
@@ -273,6 +274,9 @@ def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
             return pa.chunked_array(column)
     except Aq2Error as error:
         raise error.at(function=function.sql_name) from None
+    except SystemError:
+        msg = "the column's length is negative"  # a forged struct of the C data interface
+        raise InputValueError(msg).at(function=function.sql_name) from None
     msg = f"{function.arguments[0].name} is a {type(column).__name__}"
     hint = "a pyarrow array, a Polars Series, an ndarray, a list of ndarrays, or anything with __arrow_c_array__"
     raise InputTypeError(msg, hint).at(function=function.sql_name)
