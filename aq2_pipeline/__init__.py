@@ -19,11 +19,10 @@ from aq2_pipeline.errors import (
 from aq2_pipeline.quantizer import ArrowQuantV2
 from aq2_pipeline.udfs import polars as _polars  # noqa: F401 - registers the namespaces
 from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_error, quantize, weight_stats
+from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Aq2Error",
@@ -33,6 +32,7 @@ __all__ = [
     "InputTypeError",
     "InputValueError",
     "SchemeError",
+    "__version__",
     "dequantize",
     "policy_scheme",
     "quantization_error",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["ASYMMETRIC", "IDENTITY", "SYMMETRIC", "Codec", "Sizes"]
+__all__ = ["IDENTITY", "INTEGER", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -85,29 +85,20 @@ class Codec:
         return self._kernel(self.error_name)
 
 
-def _group_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> tuple[Ints, Ints]:
-    """Return (bytes, groups) a row of an integer scheme; see `kernels.integer` for the layout."""
-    bits, group = params
+def _integer_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
+    """Return what rows of integers take; see `kernels.integer` for the layout."""
+    bits, asymmetric, group = params
     rows = lengths if group < 0 else row_lengths
     size = np.minimum(group, rows) if group > 0 else rows
     n_rows, n_whole = lengths // np.maximum(rows, 1), rows // np.maximum(size, 1)
     rest = rows - n_whole * size
     row_bytes = n_whole * ((size * bits + 7) // 8) + (rest * bits + 7) // 8
-    return n_rows * row_bytes, n_rows * (n_whole + (rest > 0))
-
-
-def _symmetric_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
-    data, groups = _group_sizes(lengths, row_lengths, params)
-    return Sizes(data, groups, np.zeros_like(groups))
-
-
-def _asymmetric_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
-    data, groups = _group_sizes(lengths, row_lengths, params)
-    return Sizes(data, groups, groups)
+    groups = n_rows * (n_whole + (rest > 0))
+    return Sizes(n_rows * row_bytes, groups, groups if asymmetric else np.zeros_like(groups))
 
 
 def _integer_piece(row_length: int, params: tuple[int, ...]) -> int:
-    group = params[1]
+    group = params[2]
     return 0 if group < 0 else (min(group, row_length) if group > 0 else row_length)
 
 
@@ -116,14 +107,7 @@ def _identity_sizes(lengths: Ints, _row_lengths: Ints, params: tuple[int, ...]) 
     return Sizes(lengths * (4 if params[0] == 0 else 2), none, none)
 
 
-_INTEGER = "aq2_pipeline.kernels.integer"
-
-SYMMETRIC = Codec(
-    "symmetric", _INTEGER, "encode_symmetric", "decode", "error_symmetric", _symmetric_sizes, _integer_piece
-)
-ASYMMETRIC = Codec(
-    "asymmetric", _INTEGER, "encode_asymmetric", "decode", "error_asymmetric", _asymmetric_sizes, _integer_piece
-)
+INTEGER = Codec("integer", "aq2_pipeline.kernels.integer", "encode", "decode", "error", _integer_sizes, _integer_piece)
 IDENTITY = Codec(
     "identity",
     "aq2_pipeline.kernels.identity",

@@ -7,7 +7,8 @@ of them are reported there and are null in the result.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aq2_pipeline.pieces import Failures
+
+Job = TypeVar("Job", Encoding, Decoding)
 
 __all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "weight_stats"]
 
@@ -57,12 +60,9 @@ def quantize(
     pyarrow.StructArray
         `layout.QUANTIZED`; null where the weights are null.
     """
-    job = Encoding(weights, scheme, shape, importance)
-    done = job.encode(n_threads)
-    if job.failures:
-        _report(job.failures, failures)
-        job = Encoding(weights, scheme, shape, importance, skip=job.failures)
-        done = job.encode(n_threads)
+    job, done = _settled(
+        partial(Encoding, weights, scheme, shape, importance), lambda job: job.encode(n_threads), failures
+    )
     fields = [
         job.names(),
         build.integers(job.lengths, job.valid),
@@ -88,12 +88,9 @@ def quantization_error(
     Parameters are those of `quantize`. Returns `layout.ERROR`; the fields of an
     empty row are null.
     """
-    job = Encoding(weights, scheme, shape, importance)
-    sums = job.error_sums(n_threads)
-    if job.failures:
-        _report(job.failures, failures)
-        job = Encoding(weights, scheme, shape, importance, skip=job.failures)
-        sums = job.error_sums(n_threads)
+    job, sums = _settled(
+        partial(Encoding, weights, scheme, shape, importance), lambda job: job.error_sums(n_threads), failures
+    )
     valid, lengths, sizes = job.valid, job.lengths, job.sizes
     squared_error, squared_weight, squared_decoded, product, max_error = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -146,12 +143,7 @@ def dequantize(
     pyarrow.LargeListArray
         large_list<float32>; null where the row is null.
     """
-    job = Decoding(quantized)
-    offsets, values = job.decode(n_threads)
-    if job.failures:
-        _report(job.failures, failures)
-        job = Decoding(quantized, skip=job.failures)
-        offsets, values = job.decode(n_threads)
+    job, (offsets, values) = _settled(partial(Decoding, quantized), lambda job: job.decode(n_threads), failures)
     return build.float_lists(offsets, values, job.valid)
 
 
@@ -167,6 +159,17 @@ def map_rows(function: Callable[..., str], *columns: pa.Array, failures: Failure
             results.append(None)
     _report(found, failures)
     return pa.array(results, layout.TEXT)
+
+
+def _settled(start: Callable[..., Job], run: Callable[[Job], Any], failures: Failures | None) -> tuple[Job, Any]:
+    """Run a job; if rows failed and the caller wants the others, run it again without them."""
+    job = start()
+    done = run(job)
+    if job.failures:
+        _report(job.failures, failures)
+        job = start(skip=job.failures)
+        done = run(job)
+    return job, done
 
 
 def _report(found: Failures, failures: Failures | None) -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from aq2_pipeline.codecs import ASYMMETRIC, IDENTITY, SYMMETRIC
+from aq2_pipeline.codecs import IDENTITY, INTEGER
 from aq2_pipeline.errors import SchemeError
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ class Family:
 
 FAMILIES: list[Family] = [
     *(
-        Family(f"int{b}_{{group}}", SYMMETRIC, (b,), b, ("minmax",), f"{b}-bit integers, one scale a group")
+        Family(f"int{b}_{{group}}", INTEGER, (b, 0), b, ("minmax",), f"{b}-bit integers, one scale a group")
         for b in WIDTHS
     ),
     *(
-        Family(f"int{b}_{{group}}_asym", ASYMMETRIC, (b,), b, ("minmax",), f"{b}-bit integers, scale and zero point")
+        Family(f"int{b}_{{group}}_asym", INTEGER, (b, 1), b, ("minmax",), f"{b}-bit integers, scale and zero point")
         for b in WIDTHS
     ),
     Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),

@@ -25,8 +25,9 @@ LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 
 #: room -> the rooms that it may import. `aq2_pipeline` itself is the room "".
 MAY_IMPORT = {
-    "": {"errors", "quantizer", "udfs.polars", "udfs.duckdb", "udfs.pyarrow", "udfs.python", "io"},
+    "": {"errors", "quantizer", "udfs.polars", "udfs.duckdb", "udfs.pyarrow", "udfs.python", "io", "version"},
     "errors": set(),
+    "version": set(),
     "layout": set(),
     "threads": set(),
     "kernels": {"kernels"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "layers": LEFT_OF_WRAPPER,
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
-    "io": LEFT_OF_FILES | {""},  # the version, which files say
+    "io": LEFT_OF_FILES | {"version"},
     "cli": LEFT_OF_FILES | {"", "demo"},
     "demo": LEFT_OF_FILES | {""},
 }
@@ -63,6 +64,7 @@ THIRD_PARTY = {
     "": {"duckdb"},  # for type checkers
     "errors": set(),
     "threads": set(),
+    "version": set(),
     "policy": set(),
     "schemes": set(),
     "layout": {"pyarrow"},

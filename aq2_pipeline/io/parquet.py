@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aq2_pipeline import __version__, layout, schemes
+from aq2_pipeline import layout, schemes
 from aq2_pipeline.errors import Aq2Error, FormatError
 from aq2_pipeline.io.headers import bad_file, open_regular
 from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
     import os

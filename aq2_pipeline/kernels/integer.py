@@ -8,7 +8,7 @@ number of bits, `round` half to even:
   `zero = round(-min / scale)`, code `clamp(round(w / scale) + zero)`;
 - decoded: `(code - zero) * scale`, clamped to the finite range.
 
-`params` is `[bits, group_size]`. A group size of 0 is one group a matrix row
+`params` is `[bits, asymmetric, group_size]`. A group size of 0 is one group a matrix row
 (`_channel`), of -1 one group for everything (`_tensor`). Groups restart at each
 matrix row, start on a byte boundary, and the last of a matrix row may be short.
 """
@@ -176,21 +176,16 @@ def group_span(group_size: Any, row_length: Any, length: Any) -> Any:
 
 
 @helper
-def symmetric_scale(pattern: Any, bits: Any) -> Any:
-    """Return (scale, its inverse), 0 for a zero group; a scale of -1 where a value is not finite."""
-    largest = abs_max_bits(pattern)
+def group_scale(pattern: Any, bits: Any, asymmetric: Any) -> Any:
+    """Return (scale, its inverse, zero point); a scale of -1 where a value is not finite."""
+    largest, top = abs_max_bits(pattern), np.int32((1 << bits) - 1)
     if largest >= INFINITY_BITS:
-        return np.float32(-1), np.float32(0)
-    return scale_and_inverse(np.float64(float_of(largest)) / np.float64((1 << (bits - 1)) - 1))
-
-
-@helper
-def asymmetric_scale(pattern: Any, bits: Any) -> Any:
-    """Return (scale, its inverse, zero point) as `symmetric_scale`."""
-    if abs_max_bits(pattern) >= INFINITY_BITS:
         return np.float32(-1), np.float32(0), np.int32(0)
+    if not asymmetric:
+        zero = np.int32(1 << (bits - 1))
+        scale, inverse = scale_and_inverse(np.float64(float_of(largest)) / np.float64(zero - 1))
+        return scale, inverse, zero
     low, high = range_with_zero(pattern)
-    top = np.int32((1 << bits) - 1)
     scale, inverse = scale_and_inverse((np.float64(high) - np.float64(low)) / np.float64(top))
     return scale, inverse, code(-low, inverse, np.int32(0), top)
 
@@ -205,48 +200,23 @@ def scale_and_inverse(exact: Any) -> Any:
 
 
 @kernel(ENCODE)
-def encode_symmetric(
-    values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any
-) -> Any:
+def encode(values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any) -> Any:
     """Encode one row of weights; the status is the position of its first bad value, or -1."""
-    bits, n = params[0], values.size
-    row, group = group_span(params[1], row_length, n)
-    pattern = values.view(np.int32)
-    zero = np.int32(1 << (bits - 1))
-    at, k = 0, 0
-    for start in range(0, n, max(row, 1)):
-        for low in range(start, start + row, group):
-            high = min(low + group, start + row)
-            scale, inverse = symmetric_scale(pattern[low:high], bits)
-            if scale < 0:
-                return low + first_non_finite(pattern[low:high])
-            size = ((high - low) * bits + 7) // 8
-            pack_group(bits, values[low:high], inverse, zero, data[at : at + size])
-            scales[k] = scale
-            at += size
-            k += 1
-    return -1
-
-
-@kernel(ENCODE)
-def encode_asymmetric(
-    values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any
-) -> Any:
-    """Encode one row of weights with a zero point a group; status as `encode_symmetric`."""
-    bits, n = params[0], values.size
-    row, group = group_span(params[1], row_length, n)
+    bits, asymmetric, n = params[0], params[1] != 0, values.size
+    row, group = group_span(params[2], row_length, n)
     pattern = values.view(np.int32)
     at, k = 0, 0
     for start in range(0, n, max(row, 1)):
         for low in range(start, start + row, group):
             high = min(low + group, start + row)
-            scale, inverse, zero = asymmetric_scale(pattern[low:high], bits)
+            scale, inverse, zero = group_scale(pattern[low:high], bits, asymmetric)
             if scale < 0:
                 return low + first_non_finite(pattern[low:high])
             size = ((high - low) * bits + 7) // 8
             pack_group(bits, values[low:high], inverse, zero, data[at : at + size])
             scales[k] = scale
-            zero_points[k] = np.float32(zero)
+            if asymmetric:
+                zero_points[k] = np.float32(zero)
             at += size
             k += 1
     return -1
@@ -256,13 +226,13 @@ def encode_asymmetric(
 def decode(data: Any, scales: Any, zero_points: Any, row_length: Any, params: Any, values: Any) -> Any:
     """Decode one row of weights; symmetric rows have no zero points. Returns -1."""
     bits, n = params[0], values.size
-    row, group = group_span(params[1], row_length, n)
+    row, group = group_span(params[2], row_length, n)
     zero, top = np.float32(1 << (bits - 1)), np.float32((1 << bits) - 1)
     at, k = 0, 0
     for start in range(0, n, max(row, 1)):
         for low in range(start, start + row, group):
             high = min(low + group, start + row)
-            if zero_points.size > 0:
+            if params[1] != 0:
                 zero = zero_points[k]
             size = ((high - low) * bits + 7) // 8
             unpack_group(bits, data[at : at + size], zero, scales[k], values[low:high])
@@ -307,40 +277,19 @@ def add_strip(
 
 
 @kernel(ERROR)
-def error_symmetric(
-    values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any
-) -> Any:
-    """Sum the errors of a row, or of a piece of one from `position` on; status as `encode_symmetric`.
+def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
+    """Sum the errors of a row, or of a piece of one from `position` on; status as `encode`.
 
     The sums are those of `moments.flush_lanes`; the last block stays in the lanes.
     """
-    bits, n = params[0], values.size
-    row, group = group_span(params[1], row_length, n)
-    pattern = values.view(np.int32)
-    zero, top = np.int32(1 << (bits - 1)), np.int32((1 << bits) - 1)
-    for start in range(0, n, max(row, 1)):
-        for low in range(start, start + row, group):
-            high = min(low + group, start + row)
-            scale, inverse = symmetric_scale(pattern[low:high], bits)
-            if scale < 0:
-                return low + first_non_finite(pattern[low:high])
-            add_group_error(values[low:high], position + low, scale, inverse, zero, top, lanes, sums)
-    return -1
-
-
-@kernel(ERROR)
-def error_asymmetric(
-    values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any
-) -> Any:
-    """Sum the errors of one row as `error_symmetric`."""
-    bits, n = params[0], values.size
-    row, group = group_span(params[1], row_length, n)
+    bits, asymmetric, n = params[0], params[1] != 0, values.size
+    row, group = group_span(params[2], row_length, n)
     pattern = values.view(np.int32)
     top = np.int32((1 << bits) - 1)
     for start in range(0, n, max(row, 1)):
         for low in range(start, start + row, group):
             high = min(low + group, start + row)
-            scale, inverse, zero = asymmetric_scale(pattern[low:high], bits)
+            scale, inverse, zero = group_scale(pattern[low:high], bits, asymmetric)
             if scale < 0:
                 return low + first_non_finite(pattern[low:high])
             add_group_error(values[low:high], position + low, scale, inverse, zero, top, lanes, sums)

@@ -7,11 +7,11 @@ import pytest
 from support.interpreted import decode, encode, error, interpreted
 from support.samples import bell
 
-from aq2_pipeline.codecs import ASYMMETRIC, SYMMETRIC
+from aq2_pipeline.codecs import INTEGER
 from aq2_pipeline.kernels import integer
 
-CODECS = {"symmetric": (integer.encode_symmetric, integer.error_symmetric, SYMMETRIC),
-          "asymmetric": (integer.encode_asymmetric, integer.error_asymmetric, ASYMMETRIC)}  # fmt: skip
+#: The second parameter of the codec, between the bits and the group size.
+KINDS = {"symmetric": 0, "asymmetric": 1}
 
 #: bits -> weights whose scale is 1, their codes, and these codes' bytes, written out bit by bit from the right.
 SYMMETRIC_BY_HAND = {
@@ -33,9 +33,9 @@ def test_symmetric_codes_are_packed_bit_by_bit(bits):
     whole = sum(code << (k * bits) for k, code in enumerate(codes))
     assert list(whole.to_bytes(len(packed), "little")) == packed
     w = np.array(weights, np.float32)
-    status, data, scales, _ = encode(integer.encode_symmetric, w, w.size, (bits, 128), (len(packed), 1, 0))
+    status, data, scales, _ = encode(integer.encode, w, w.size, (bits, 0, 128), (len(packed), 1, 0))
     assert (status, data.tolist(), scales.tolist()) == (-1, packed, [1.0])
-    status, values = decode(integer.decode, data, scales, [], w.size, (bits, 128), w.size)
+    status, values = decode(integer.decode, data, scales, [], w.size, (bits, 0, 128), w.size)
     assert (status, values.tolist()) == (-1, weights)
 
 
@@ -45,30 +45,30 @@ def test_asymmetric_codes_span_the_range(bits):
     top = 2**bits - 1
     w = np.array([-1.0, top - 1.0, 0.0, 1.0], np.float32)
     n_bytes = (4 * bits + 7) // 8
-    _, data, scales, zeros = encode(integer.encode_asymmetric, w, 4, (bits, 128), (n_bytes, 1, 1))
+    _, data, scales, zeros = encode(integer.encode, w, 4, (bits, 1, 128), (n_bytes, 1, 1))
     assert (scales.tolist(), zeros.tolist()) == ([1.0], [1.0])
     codes = [0, top, 1, 2]
     assert int.from_bytes(data.tobytes(), "little") == sum(code << (k * bits) for k, code in enumerate(codes))
-    _, _, scales, zeros = encode(integer.encode_asymmetric, w[[1]], 1, (bits, 128), (1, 1, 1))
+    _, _, scales, zeros = encode(integer.encode, w[[1]], 1, (bits, 1, 128), (1, 1, 1))
     assert (scales.tolist(), zeros.tolist()) == ([np.float32((top - 1) / top)], [0.0])
-    _, _, _, zeros = encode(integer.encode_asymmetric, -w[[1]], 1, (bits, 128), (1, 1, 1))
+    _, _, _, zeros = encode(integer.encode, -w[[1]], 1, (bits, 1, 128), (1, 1, 1))
     assert zeros.tolist() == [top]
 
 
 def test_rounding_is_half_to_even():
     """At scale 1, halves go to the even neighbour on both sides of zero."""
     w = np.array([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5], np.float32)
-    _, data, _, _ = encode(integer.encode_symmetric, w, w.size, (8, 128), (9, 1, 0))
+    _, data, _, _ = encode(integer.encode, w, w.size, (8, 0, 128), (9, 1, 0))
     assert (data.astype(int) - 128).tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
 
 
 def test_groups_restart_at_matrix_rows_and_on_bytes():
     """Rows of 5 in groups of 3 are groups of 3, 2, 3, 2, each on a byte of its own."""
     w = np.array([7, 1, 1, 14, 2, 21, 3, 3, 28, 4], np.float32)
-    status, data, scales, _ = encode(integer.encode_symmetric, w, 5, (4, 3), (6, 4, 0))
+    status, data, scales, _ = encode(integer.encode, w, 5, (4, 0, 3), (6, 4, 0))
     assert (status, scales.tolist()) == (-1, [1, 2, 3, 4])
     assert data.tolist() == [0x9F, 0x09, 0x9F, 0x9F, 0x09, 0x9F]
-    _, values = decode(integer.decode, data, scales, [], 5, (4, 3), 10)
+    _, values = decode(integer.decode, data, scales, [], 5, (4, 0, 3), 10)
     assert values.tolist() == w.tolist()
 
 
@@ -76,81 +76,80 @@ def test_groups_restart_at_matrix_rows_and_on_bytes():
 def test_group_sizes_of_channel_and_tensor(group, n_groups):
     """0 is a group a matrix row, -1 one for everything; a group longer than a row is the row."""
     w = np.array([7, 1, 2, 3, 14, 1, 2, 3], np.float32)
-    sizes = SYMMETRIC.sizes(np.array([8]), np.array([4]), (4, group))
+    sizes = INTEGER.sizes(np.array([8]), np.array([4]), (4, 0, group))
     assert sizes.scales.tolist() == [n_groups]
-    _, _, scales, _ = encode(integer.encode_symmetric, w, 4, (4, group), (int(sizes.data[0]), n_groups, 0))
+    _, _, scales, _ = encode(integer.encode, w, 4, (4, 0, group), (int(sizes.data[0]), n_groups, 0))
     expected = {0: [1, 2], -1: [2], 100: [1, 2], 1: (w / 7).tolist()}[group]
     assert scales.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_zero_groups(codec):
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_groups(kind):
     """Zeros, negative zeros, and what underflows the scale decode to exact zeros with scale 0."""
-    kernel = CODECS[codec][0]
+    params = (4, KINDS[kind], 128)
     for w in ([0.0, -0.0, 0.0], [1e-45, -1e-45, 1e-40]):
-        status, data, scales, zeros = encode(kernel, np.array(w, np.float32), 3, (4, 128), (2, 1, int(codec[0] == "a")))
+        status, data, scales, zeros = encode(integer.encode, np.array(w, np.float32), 3, params, (2, 1, KINDS[kind]))
         assert (status, scales.tolist(), zeros.tolist()) == (-1, [0.0], [0.0] * zeros.size)
-        assert data.tolist() == ([0x88, 0x08] if codec == "symmetric" else [0, 0])
-        _, values = decode(integer.decode, data, scales, zeros, 3, (4, 128), 3)
+        assert data.tolist() == ([0x88, 0x08] if kind == "symmetric" else [0, 0])
+        _, values = decode(integer.decode, data, scales, zeros, 3, params, 3)
         assert values.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("position", [0, 1, 129, 255, 256, 299])
-def test_the_status_is_the_first_bad_value(codec, value, position):
+def test_the_status_is_the_first_bad_value(kind, value, position):
     """A NaN or infinity anywhere, a second one after it, gives its position; both kernels agree."""
     w = bell(300)
     w[position] = value
     w[299] = np.nan
-    encoder, summer, codec = CODECS[codec]
-    sizes = [int(size[0]) for size in codec.sizes(np.array([300]), np.array([300]), (4, 128))]
-    assert encode(encoder, w, 300, (4, 128), sizes)[0] == position
-    assert error(summer, w, 300, (4, 128))[0] == position
+    params = (4, KINDS[kind], 128)
+    sizes = [int(size[0]) for size in INTEGER.sizes(np.array([300]), np.array([300]), params)]
+    assert encode(integer.encode, w, 300, params, sizes)[0] == position
+    assert error(integer.error, w, 300, params)[0] == position
 
 
 def test_signalling_nans_are_found():
     """A signalling NaN and NaNs with payloads are as bad as any."""
     for pattern in (0x7F800001, 0xFF800001, 0x7FC00123, 0xFFFFFFFF):
         w = np.array([1, 2, pattern, 4], np.uint32).view(np.float32)
-        assert encode(integer.encode_symmetric, w, 4, (4, 128), (2, 1, 0))[0] == 2
+        assert encode(integer.encode, w, 4, (4, 0, 128), (2, 1, 0))[0] == 2
 
 
 def test_decoded_values_stay_finite():
     """A code times a scale beyond the largest float is the largest float."""
     largest = np.finfo(np.float32).max
-    _, values = decode(integer.decode, [0xFF, 0x10], [largest], [], 4, (4, 128), 4)
+    _, values = decode(integer.decode, [0xFF, 0x10], [largest], [], 4, (4, 0, 128), 4)
     assert values.tolist() == [largest, largest, -largest, -largest]
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_compiled_is_the_python_function(codec, bits):
+def test_compiled_is_the_python_function(kind, bits):
     """Encoder, decoder and error sums give the interpreter's bits, also for short groups and short rows."""
-    encoder, summer, kind = CODECS[codec]
     w = bell(154, bits)
     for row_length, group in ((154, 32), (77, 13), (22, 0), (77, -1)):
-        sizes = [int(s[0]) for s in kind.sizes(np.array([w.size]), np.array([row_length]), (bits, group))]
-        compiled = encode(encoder, w, row_length, (bits, group), sizes)
-        sums = error(summer, w, row_length, (bits, group))
-        back = decode(integer.decode, *compiled[1:], row_length, (bits, group), w.size)
+        params = (bits, KINDS[kind], group)
+        sizes = [int(s[0]) for s in INTEGER.sizes(np.array([w.size]), np.array([row_length]), params)]
+        compiled = encode(integer.encode, w, row_length, params, sizes)
+        sums = error(integer.error, w, row_length, params)
+        back = decode(integer.decode, *compiled[1:], row_length, params, w.size)
         with interpreted():
-            plain = encode(encoder.py_func, w, row_length, (bits, group), sizes)
-            assert error(summer.py_func, w, row_length, (bits, group))[1].tobytes() == sums[1].tobytes()
-            again = decode(integer.decode.py_func, *compiled[1:], row_length, (bits, group), w.size)
+            plain = encode(integer.encode.py_func, w, row_length, params, sizes)
+            assert error(integer.error.py_func, w, row_length, params)[1].tobytes() == sums[1].tobytes()
+            again = decode(integer.decode.py_func, *compiled[1:], row_length, params, w.size)
         assert [part.tobytes() for part in plain[1:]] == [part.tobytes() for part in compiled[1:]]
         assert again[1].tobytes() == back[1].tobytes()
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_the_error_kernel_sums_what_decoding_would(codec):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_kernel_sums_what_decoding_would(kind):
     """Its sums are those of encode, then decode, added in the same order."""
-    encoder, summer, kind = CODECS[codec]
-    w = bell(10_000, 3)
-    sizes = [int(s[0]) for s in kind.sizes(np.array([w.size]), np.array([w.size]), (3, 50))]
-    _, data, scales, zeros = encode(encoder, w, w.size, (3, 50), sizes)
-    _, values = decode(integer.decode, data, scales, zeros, w.size, (3, 50), w.size)
-    _, (squared, power, decoded, product, largest) = error(summer, w, w.size, (3, 50))
+    params, w = (3, KINDS[kind], 50), bell(10_000, 3)
+    sizes = [int(s[0]) for s in INTEGER.sizes(np.array([w.size]), np.array([w.size]), params)]
+    _, data, scales, zeros = encode(integer.encode, w, w.size, params, sizes)
+    _, values = decode(integer.decode, data, scales, zeros, w.size, params, w.size)
+    _, (squared, power, decoded, product, largest) = error(integer.error, w, w.size, params)
     x, y = w.astype(np.float64), values.astype(np.float64)
     assert largest == np.abs(x - y).max()
     sums = [((x - y) ** 2).sum(), (x**2).sum(), (y**2).sum(), (x * y).sum()]
