@@ -19,7 +19,7 @@ from aq2_pipeline.errors import (
 from aq2_pipeline.quantizer import ArrowQuantV2
 from aq2_pipeline.udfs import polars as _polars  # noqa: F401 - registers the namespaces
 from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_error, quantize, weight_stats
-from aq2_pipeline.version import __version__
+from aq2_pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -32,7 +32,6 @@ __all__ = [
     "InputTypeError",
     "InputValueError",
     "SchemeError",
-    "__version__",
     "dequantize",
     "policy_scheme",
     "quantization_error",
