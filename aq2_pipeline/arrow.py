@@ -199,8 +199,7 @@ def _read_tensors(array: pa.Array, dtype: str | None, active: Array | None, name
 def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> Weights:
     starts, stops = _spans(array)
     weights = Weights(np.empty(0, np.float32), starts, stops, valid)
-    child = array.values
-    _checked(weights, len(child))
+    child = _used(weights, array.values)
     nulls = _null_positions(child)
     while pt.is_fixed_size_list(array.type) and pt.is_fixed_size_list(child.type):
         width, first, n = child.type.list_size, child.offset, len(child)
@@ -216,6 +215,18 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> 
     weights.nulls = nulls
     _convert(weights, child, dtype)
     return weights
+
+
+def _used(weights: Weights, child: pa.Array) -> pa.Array:
+    """Check the spans, and return the part of the values between the first and the last that a row addresses."""
+    _checked(weights, len(child))
+    some = weights.stops > weights.starts
+    if not some.any():
+        return child.slice(0, 0)
+    low = int(weights.starts[some].min())
+    weights.starts[some] -= low
+    weights.stops[some] -= low
+    return child.slice(low, int(weights.stops.max()))
 
 
 def _null_positions(child: pa.Array) -> Array:
@@ -250,19 +261,16 @@ def _convert(weights: Weights, child: pa.Array, dtype: str | None) -> None:
     if pt.is_float32(kind) and raw.flags.aligned:
         weights.values = _frozen(raw)
         return
-    used = weights.valid & (weights.stops > weights.starts)
-    low = int(weights.starts[used].min()) if used.any() else 0
-    high = int(weights.stops[used].max()) if used.any() else 0
-    weights.starts[used] -= low
-    weights.stops[used] -= low
-    weights.nulls = weights.nulls[(weights.nulls >= low) & (weights.nulls < high)] - low
-    source = raw[low:high]
-    weights.values = _frozen(_float32_of(source, dtype))
-    if source.dtype == np.float64:
-        weights.source = source
+    weights.values = _frozen(float32_of(raw, dtype))
+    if raw.dtype == np.float64:
+        weights.source = raw
 
 
-def _float32_of(raw: Array, dtype: str | None) -> Array:
+def float32_of(raw: Array, dtype: str | None = None) -> Array:
+    """Return floats as float32: exact from float16 and bfloat16 (`dtype` says which of 16 bits), rounded from float64.
+
+    A float64 that does not fit becomes infinite; the result does not depend on the thread's flush-to-zero.
+    """
     if dtype == "bf16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
     if dtype == "f16":
@@ -297,7 +305,7 @@ def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:
         hint = "say what the bytes hold in the scheme, e.g. 'int4_g128@bf16'"
         weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights", hint))
     data = _aligned(weights, data, kind.itemsize).view(kind)
-    weights.values = _frozen(data if dtype == "f32" else _float32_of(data, dtype))
+    weights.values = _frozen(data if dtype == "f32" else float32_of(data, dtype))
     if dtype == "f64":
         weights.source = data
     return weights
