@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aq2_pipeline import layout
-from aq2_pipeline.errors import EngineError
+from aq2_pipeline.errors import Aq2Error, EngineError
 from aq2_pipeline.functions import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ def _udf(function: Function) -> Callable[..., pa.Array]:
         given = []
         for column, argument in zip(columns, function.arguments, strict=False):
             scalar = isinstance(column, pa.Scalar)
-            if scalar and argument.kind == "scheme":
+            if scalar and argument.kind == "scheme" and column.is_valid:
                 given.append(column.as_py())
-            else:
+            else:  # a null scheme, too: it fails only rows that have weights
                 given.append(pa.repeat(column, n) if scalar else column)
-        return function(*given)
+        try:
+            return function(*given)
+        except Aq2Error as error:
+            raise (error.at(batch=n) if error.row is not None else error) from None
 
     return call
 
