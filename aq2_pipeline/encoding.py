@@ -92,18 +92,27 @@ class Encoding:
         self.sizes = self._sizes()
 
     def _read(self, weights: pa.Array, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
+        """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
         dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
         read = {}
         for dtype in dtypes:
             mine = np.zeros(active.size, bool)
             for scheme, rows in wanted:
                 mine[rows] |= scheme.input_dtype == dtype
-            column = read[dtype] = arrow.read_weights(weights, dtype, mine & active)
+            try:
+                column = arrow.read_weights(weights, dtype, mine & active)
+            except InputTypeError as error:
+                if len(dtypes) == 1:
+                    raise
+                for row in np.flatnonzero(mine & active).tolist():
+                    self.failures[row] = InputTypeError(error.reason, error.hint).at(row=row)
+                continue
             column.fail_null_elements()
             self.failures.update(column.failures)
             self.valid |= column.valid
             self.lengths += column.lengths
-        return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted]
+            read[dtype] = column
+        return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted if scheme.input_dtype in read]
 
     def _refuse_importance(self, importance: pa.Array | None) -> None:
         if importance is None or pt.is_null(importance.type):
@@ -154,6 +163,14 @@ class Encoding:
             index[part.rows] = k
         return build.texts([part.scheme.name for part in self.parts], index, self.valid)
 
+    def _inputs(self, part: Part) -> tuple[Pieces, tuple[Array, ...], Array]:
+        """Return the pieces of a part, what kernels read of them, and where they leave their status."""
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
+        source = span(part.weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
+        unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
+        given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
+        return pieces, given, np.full(pieces.rows.size, -1, np.int64)
+
     def encode(self, n_threads: int | None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing."""
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
@@ -164,21 +181,17 @@ class Encoding:
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for part in self.parts:
-            scheme, weights = part.scheme, part.weights
-            pieces = cut(scheme, part.rows, self.lengths, self.row_lengths)
+            scheme = part.scheme
+            pieces, given, status = self._inputs(part)
             sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
             data_span, scale_span, zero_span = (
                 span(at[pieces.rows] + pieces.within(size), size)
                 for at, size in zip((data_at, scales_at, zeros_at), sizes, strict=True)
             )
-            source = span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
-            unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
-            status = np.full(pieces.rows.size, -1, np.int64)
-            given = (weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
             encode, params = scheme.codec.encode, frozen(scheme.params)
             tasks += ([partial(encode_rows, encode, params, a, b, *given, *taken)] for a, b in slices(pieces.lengths))
-            results.append((weights, scheme, pieces, status))
+            results.append((part, pieces, status))
         threads.run(tasks, n_threads)
         self._collect(results)
         return Encoded(data_at, data, scales_at, scales, zeros_at, zeros)
@@ -192,28 +205,23 @@ class Encoding:
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for part in self.parts:
-            scheme, weights = part.scheme, part.weights
-            pieces = cut(scheme, part.rows, self.lengths, self.row_lengths)
-            source = span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
-            unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
-            status = np.full(pieces.rows.size, -1, np.int64)
+            pieces, given, status = self._inputs(part)
             where = (frozen(pieces.rows), frozen(pieces.offsets))
-            given = (weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
-            error, params = scheme.codec.error, frozen(scheme.params)
+            error, params = part.scheme.codec.error, frozen(part.scheme.params)
             for steps in in_order(pieces):
                 taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), status)
                 tasks.append([partial(error_rows, error, params, a, b, *where, *given, *taken) for a, b in steps])
-            results.append((weights, scheme, pieces, status))
+            results.append((part, pieces, status))
         threads.run(tasks, n_threads)
         self._collect(results)
         return sums
 
-    def _collect(self, results: list[tuple[Weights, Scheme, Pieces, Array]]) -> None:
+    def _collect(self, results: list[tuple[Part, Pieces, Array]]) -> None:
         """Turn the statuses of pieces into failures of rows."""
-        for weights, scheme, pieces, status in results:
+        for part, pieces, status in results:
             for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
                 row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
-                self.failures[row] = _value_error(weights, scheme, row, position)
+                self.failures[row] = _value_error(part.weights, part.scheme, row, position)
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:

@@ -59,14 +59,14 @@ class Place:
         return text
 
 
-#: Text -> place of the last errors that went to an engine which makes new exceptions of class and text, as Polars does.
-_handed_over: OrderedDict[str, Place] = OrderedDict()
+#: Text -> the last errors that went to an engine which makes new exceptions of class and text, as Polars does.
+_handed_over: OrderedDict[str, Aq2Error] = OrderedDict()
 _MOST_HANDED_OVER = 64
 
 
 def hand_over(error: Aq2Error) -> Aq2Error:
-    """Remember an error's place for the copy that an engine makes of it; return the error."""
-    _handed_over[str(error)] = error.place
+    """Remember an error's parts for the copy that an engine makes of it; return the error."""
+    _handed_over[str(error)] = error
     while len(_handed_over) > _MOST_HANDED_OVER:
         _handed_over.popitem(last=False)
     return error
@@ -88,14 +88,16 @@ class Aq2Error(Exception):
 
     def __init__(self, reason: str, hint: str | None = None, place: Place | None = None) -> None:
         super().__init__(reason, hint, place)
-        self.reason = reason
-        self.hint = hint
-        self._whole = None if hint or place else _handed_over.get(reason.partition("\n\n")[0])
-        self.place = self._whole or place or Place()
+        self.reason, self.hint, self.place = reason, hint, place or Place()
+        self._text: str | None = None
+        original = None if hint or place else _handed_over.get(reason.partition("\n\n")[0])
+        if original is not None:  # an engine's copy: the text is its own, the parts are the original's
+            self._text = reason
+            self.reason, self.hint, self.place = original.reason, original.hint, original.place
 
     def __str__(self) -> str:
-        if self._whole is not None:
-            return self.reason  # an engine's copy of a text that already names its place
+        if self._text is not None:
+            return self._text
         where = str(self.place)
         text = f"{where}: {self.reason}" if where else self.reason
         return f"{text}. Hint: {self.hint}" if self.hint else text

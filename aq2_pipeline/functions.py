@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import layout, ops, policy, schemes
-from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
+from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,24 +126,45 @@ def thread_count(n: Any) -> int | None:
     InputValueError
         For anything else.
     """
-    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
-        return n
+    try:
+        count = None if n is None or isinstance(n, bool) else operator.index(n)
+    except TypeError:
+        count = None
+    if n is None or (count is not None and count >= 1):
+        return count
     msg = f"threads: {n!r} is no number of threads"
     raise InputValueError(msg, "an integer from 1, or None for the cores of this process")
 
 
-def check_constant(function: Function, argument: Argument, value: Any) -> None:
-    """Check a constant when an expression or statement is built.
+def check_constant(function: Function, argument: Argument, value: Any) -> Any:
+    """Check a constant when an expression is built; return it as something hashable.
 
     Raises
     ------
     SchemeError
         For a scheme, width or mode that cannot be.
+    InputTypeError
+        For a constant of a wrong type.
     """
+    place = {"function": function.sql_name}
     try:
         if argument.kind == "scheme":
-            schemes.parse(value)
-        elif argument.name == "mode":
-            policy.mode_name(value)
+            return schemes.spelled(schemes.parse(value))
+        if argument.name == "mode":
+            return policy.mode_name(value)
+        if argument.name == "bit_width":
+            return policy.checked_width(value)
     except SchemeError as error:
-        raise error.at(function=function.sql_name) from None
+        raise error.at(**place) from None
+    if value is None or (argument.kind == "text" and isinstance(value, str)):
+        return value
+    if argument.kind in ("shape", "importance"):
+        number = int if argument.kind == "shape" else (int, float)
+        try:
+            numbers = tuple(getattr(x, "item", lambda x=x: x)() for x in value)
+        except TypeError:
+            numbers = (None,)
+        if all(isinstance(x, number) and not isinstance(x, bool) for x in numbers):
+            return numbers
+    msg = f"{argument.name} is {value!r}"
+    raise InputTypeError(msg, "a column, or one value for all rows").at(**place)

@@ -114,6 +114,24 @@ def _check_layer(layer_name: Any, shape: Any) -> None:
         raise InputValueError(msg, "an axis is an integer from 0; leave out a shape that is not known")
 
 
+def checked_width(bit_width: Any) -> int:
+    """Return the asked bits.
+
+    Raises
+    ------
+    SchemeError
+        If they are none.
+    """
+    try:
+        width = None if isinstance(bit_width, bool) else operator.index(bit_width)
+    except TypeError:
+        width = None
+    if width is None or width not in WIDTHS:
+        msg = f"bit_width: {bit_width!r} is no width"
+        raise SchemeError(msg, f"an integer from {WIDTHS.start} to {WIDTHS.stop - 1}")
+    return width
+
+
 def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width: int, mode: str = DEFAULT_MODE) -> str:
     """Return the scheme that a named policy gives a layer.
 
@@ -145,13 +163,7 @@ def policy_scheme(layer_name: str | None, shape: Sequence[int] | None, bit_width
     'int4_g128'
     """
     rules = POLICIES[mode_name(mode)]
-    try:
-        width = None if isinstance(bit_width, bool) else operator.index(bit_width)
-    except TypeError:
-        width = None
-    if width is None or width not in WIDTHS:
-        msg = f"bit_width: {bit_width!r} is no width"
-        raise SchemeError(msg, f"an integer from {WIDTHS.start} to {WIDTHS.stop - 1}")
+    width = checked_width(bit_width)
     _check_layer(layer_name, shape)
     rule = next(rule for rule in rules if rule.matches(layer_name or "", shape))
     return rule.scheme.format(b=width)

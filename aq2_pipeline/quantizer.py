@@ -107,9 +107,13 @@ class ArrowQuantV2:
         continue_on_error: bool = False,
     ) -> pa.RecordBatch:
         """Quantize one record batch of layers: `quantize_arrow` for a `pyarrow.RecordBatch`."""
-        batch = record_batch if isinstance(record_batch, pa.RecordBatch) else pa.record_batch(record_batch)
-        reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
         name = "quantize_arrow_batch"
+        batch = record_batch
+        if not isinstance(batch, pa.RecordBatch):
+            table = _reader(record_batch).read_all().combine_chunks()
+            columns = [column.combine_chunks() for column in table.columns]
+            batch = pa.RecordBatch.from_arrays(columns, schema=table.schema)
+        reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
         # Unpacked, not taken with next(): the generator warns of failed rows at its end.
         [result] = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)
         return result
@@ -297,9 +301,11 @@ class ArrowQuantV2:
         done = 0
         for names in rounds(layers):
             found: dict[str, Any] = {}
-            inner = n_threads if len(names) == 1 else 1
-            work = (partial(quantize_layer, found, n, layers[n], fixed or choose, inner, caller) for n in names)
-            threads.run(([step] for step in work), n_threads)
+            jobs = [partial(quantize_layer, found, n, layers[n], fixed or choose) for n in names]
+            if len(jobs) == 1:  # a large layer: its own work is what is shared out
+                jobs[0](n_threads, caller)
+            else:
+                threads.run(([partial(job, 1, caller)] for job in jobs), n_threads)
             for name in names:
                 if isinstance(found[name], Exception):
                     if not keep:
@@ -308,7 +314,7 @@ class ArrowQuantV2:
                 else:
                     results[name] = found[name]
                 done += 1
-                if callback is not None and callback(name, done / len(layers)) is False:
+                if callback is not None and _is_false(callback(name, done / len(layers))):
                     msg = f"cancelled after {done} of {len(layers)}"
                     raise Aq2Error(msg)
         _warn_of(len(results.errors), len(layers), "layers")
@@ -329,11 +335,18 @@ def _quantized_batches(
         result, failed = quantize_rows(batch, columns, chosen, row, n_threads, keep=keep, caller=caller)
         n_failed += failed
         row += len(batch)
-        yield result
+        waiting = [result]
+        del batch, result  # whoever takes the next result holds one batch, not two
+        yield waiting.pop()
     if isinstance(choose, pa.Array) and len(choose) != row:
         msg = f"scheme has {len(choose)} rows, the table has {row}"
         raise InputTypeError(msg).at(function=f"ArrowQuantV2.{caller}")
     _warn_of(n_failed, row, "rows")
+
+
+def _is_false(answer: Any) -> bool:
+    """Whether a callback returned False, of Python's or NumPy's; None and 0 go on."""
+    return type(answer).__name__ in {"bool", "bool_"} and not answer
 
 
 def _warn_of(n_failed: int, n: int, what: str) -> None:

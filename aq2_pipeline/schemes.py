@@ -161,11 +161,20 @@ def add_family(family: Family) -> None:
     SchemeError
         If its names are taken.
     """
-    name = family.template.format(group="g128")
-    if any(known.pattern.fullmatch(name) for known in FAMILIES):
-        msg = f"a family already has the name {name!r}"
+    groups = ("g128", "channel", "tensor")
+    names = [family.template.format(group=group) for group in groups]
+    known = next((n for n in names if any(f.pattern.fullmatch(n) for f in FAMILIES)), None)
+    taken = known or next((f.template for f in FAMILIES if family.pattern.fullmatch(f.template)), None)
+    if taken is not None:
+        msg = f"a family already has the name {taken!r}"
         raise SchemeError(msg)
     FAMILIES.append(family)
+    _parse_text.cache_clear()
+
+
+def remove_family(family: Family) -> None:
+    """Take back what `add_family` added; rows stored under its names cannot be read in this process any more."""
+    FAMILIES.remove(family)
     _parse_text.cache_clear()
 
 
@@ -210,9 +219,10 @@ def parse(
     >>> parse("int4_g64@bf16").input_dtype
     'bf16'
     """
-    if rotate:
+    if _truth("rotate", rotate):
         msg = "no scheme of this version is rotated"
         raise SchemeError(msg, "leave out rotate=")
+    symmetric = _truth("symmetric", symmetric)
     if isinstance(scheme, Scheme):
         scheme = spelled(scheme)
     if isinstance(scheme, str):
@@ -226,6 +236,29 @@ def parse(
             raise SchemeError(msg)
         found = _parse_text(spelled(replace(found, method=method)))
     return found
+
+
+def refuse_keywords(keywords: dict[str, Any]) -> None:
+    """Refuse the sugar beside a column of schemes.
+
+    Raises
+    ------
+    SchemeError
+        If any keyword is given.
+    """
+    if any(value is not None for value in keywords.values()):
+        msg = "scheme: a column of schemes takes no keywords"
+        raise SchemeError(msg, "spell them in the column's names, e.g. 'int4_g64_asym'")
+
+
+def _truth(name: str, value: Any) -> bool | None:
+    """Return a keyword that is True, False or None, of Python's or NumPy's; nothing else is taken for one."""
+    if value is None or isinstance(value, bool):
+        return value
+    if type(value).__name__ in {"bool", "bool_"} and type(value).__module__ == "numpy":
+        return bool(value)
+    msg = f"{name}={value!r} is neither True nor False"
+    raise SchemeError(msg)
 
 
 def spelled(scheme: Scheme) -> str:

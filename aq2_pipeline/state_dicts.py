@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import schemes
+from aq2_pipeline.arrow import n_weights
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.layout import INTS
@@ -37,6 +39,10 @@ class QuantizedLayers(dict[str, dict[str, Any]]):
         super().__init__()
         self.errors: dict[str, Exception] = {}
 
+    def copy(self) -> QuantizedLayers:
+        """Return a copy with its errors."""
+        return copy.copy(self)
+
 
 class FromList:
     """A list that becomes an array when its turn comes."""
@@ -48,11 +54,11 @@ class FromList:
         """Return the values as an array of floats; integers become float32."""
         try:
             array = np.asarray(self.values)
-        except ValueError as error:
-            msg = f"the lists make no array: {error}"
+            if array.dtype.kind == "O":
+                array = np.asarray(self.values, np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            msg = f"the lists make no array of numbers: {error}"
             raise InputTypeError(msg, "nested lists must be equally long") from None
-        if array.dtype.kind == "O":
-            array = np.asarray(self.values, np.float32)
         return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 
@@ -74,7 +80,9 @@ def quantize_layer(
     except Aq2Error as error:
         found[name] = error.at(function=f"ArrowQuantV2.{caller}", layer=name, row=None)
     except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
-        found[name] = error
+        told = InputTypeError(f"{type(error).__name__}: {error}")
+        told.__cause__ = error
+        found[name] = told.at(function=f"ArrowQuantV2.{caller}", layer=name)
 
 
 def _layer_result(row: pa.StructArray, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def quantized_row(layer: Mapping[str, Any]) -> pa.StructArray:
         msg = f"the layer has no {', '.join(map(repr, missing))}"
         raise InputTypeError(msg, "expected what quantize_batch returns")
     try:
-        length = math.prod(layer["shape"])
+        length = n_weights(tuple(layer["shape"]))
         fields = {
             "scheme": pa.array([layer["scheme"]], pa.string()),
             "length": pa.array([length], pa.int64()),

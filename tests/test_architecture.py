@@ -20,7 +20,17 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 #: Rooms as they are named below: a module, or a folder with all that is in it.
 FUNCTIONS = {"functions", "policy", "schemes", "layout", "errors"}
-LEFT_OF_WRAPPER = FUNCTIONS | {"arrow", "build", "codecs", "ops", "tensors", "threads", "layers", "state_dicts"}
+LEFT_OF_WRAPPER = FUNCTIONS | {
+    "arrow",
+    "build",
+    "codecs",
+    "floats",
+    "ops",
+    "tensors",
+    "threads",
+    "layers",
+    "state_dicts",
+}
 LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 
 #: room -> the rooms that it may import. `aq2_pipeline` itself is the room "".
@@ -33,7 +43,8 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
     "codecs": {"kernels"},
     "schemes": {"codecs", "errors"},
-    "arrow": {"layout", "errors"},
+    "floats": set(),
+    "arrow": {"layout", "errors", "floats"},
     "build": {"layout", "arrow"},
     "tensors": {"errors", "layout"},
     "pieces": {"arrow", "schemes", "errors"},
@@ -44,10 +55,11 @@ MAY_IMPORT = {
     "policy": {"schemes", "errors"},
     "functions": {"ops", "policy", "schemes", "layout", "errors"},
     "udfs": set(),
-    "udfs.polars": {"functions", "errors", "schemes"},
+    "arguments": {"functions", "errors", "layout"},
+    "udfs.polars": {"arguments", "functions", "errors", "schemes"},
     "udfs.duckdb": {"functions", "errors", "schemes"},
     "udfs.pyarrow": {"functions", "errors", "layout"},
-    "udfs.python": {"functions", "errors", "schemes", "layout", "tensors"},
+    "udfs.python": {"arguments", "functions", "errors", "schemes", "layout", "tensors"},
     "polars": {"udfs.polars"},
     "duckdb": {"udfs.duckdb"},
     "layers": LEFT_OF_WRAPPER,
@@ -64,6 +76,7 @@ THIRD_PARTY = {
     "": {"duckdb"},  # for type checkers
     "errors": set(),
     "threads": set(),
+    "floats": {"numpy"},
     "version": set(),
     "policy": set(),
     "schemes": set(),

@@ -9,13 +9,14 @@ import polars as pl
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError, hand_over
+from aq2_pipeline.arguments import as_argument, is_column, over_chunks
+from aq2_pipeline.errors import Aq2Error, InputTypeError, hand_over
 from aq2_pipeline.functions import FUNCTIONS, check_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aq2_pipeline.functions import Function
+    from aq2_pipeline.functions import Argument, Function
 
     #: A column: its name, or an expression.
     IntoExpr = pl.Expr | str
@@ -28,7 +29,7 @@ __all__ = [
     "weight_stats",
 ]
 
-#: The names that arguments after the first have in the struct that carries several columns into one call.
+#: The names that columns have in the struct that carries several into one call.
 _CARRIED = "__aq2_{}"
 
 
@@ -38,122 +39,98 @@ def _dtype(function: Function) -> pl.DataType:
     return pl.Series(pl.from_arrow(pa.array([], function.result))).dtype
 
 
-def _run(
-    function: Function,
-    columns: list[pl.Series],
-    constants: dict[int, Any],
-    *,
-    batch: bool,
-    n_threads: int | None = None,
-) -> pl.Series:
+def _run(function: Function, first: pl.Series, others: list[Any], *, batch: bool, threads: int | None) -> pl.Series:
     """Call the function chunk by chunk, without rechunking the first column.
 
     Parameters
     ----------
     function : Function
-    columns : list of Series
-        The arguments that are columns, in order; the first decides the chunks.
-    constants : dict
-        Position -> value of the others.
+    first : Series
+        The first argument.
+    others : list
+        The other arguments, as users write them; a column of one row stands for all.
     batch : bool
         Whether the first column may be a part of a larger one.
-    n_threads : int, optional
-        Threads to use.
+    threads : int, optional
     """
-    first = columns[0]
-    results, row = [], 0
-    for chunk in first.get_chunks() or [first]:
-        pieces = iter([chunk, *(_piece(other, row, len(chunk), len(first)) for other in columns[1:])])
-        n = len(columns) + len(constants)
-        given = [constants[k] if k in constants else _arrow(function, k, next(pieces)) for k in range(n)]
-        try:
-            results.append(function(*given, n_threads=n_threads))
-        except Aq2Error as error:
-            if error.row is not None:
-                error.at(row=error.row + row, batch=len(first) if batch else None)
-            raise hand_over(error) from None
-        row += len(chunk)
+    n = len(first)
+    given = []
+    for argument, value in zip(function.arguments[1:], others, strict=False):
+        told = value
+        if isinstance(value, pl.Series):
+            told = _arrow(function, argument, value.new_from_index(0, n) if len(value) == 1 else value.rechunk())
+        given.append(as_argument(function, argument, told, n))
+
+    def place(error: Aq2Error, row: int) -> Aq2Error:
+        if error.row is not None:
+            error.at(row=error.row + row, batch=n if batch else None)
+        return hand_over(error)
+
+    chunks = [_arrow(function, function.arguments[0], chunk) for chunk in first.get_chunks() or [first]]
+    results = over_chunks(function, chunks, given, threads, place)
     result = pl.Series(pl.from_arrow(pa.chunked_array(results, function.result)))
-    if len(result) != len(first):  # Polars does not notice
-        msg = f"{function.sql_name} returned {len(result)} rows for {len(first)}"
+    if len(result) != n:  # Polars does not notice
+        msg = f"{function.sql_name} returned {len(result)} rows for {n}"
         raise Aq2Error(msg)
     return result.alias(first.name)
 
 
-def _arrow(function: Function, k: int, column: pl.Series) -> pa.Array:
-    """Return an argument as Arrow holds it; objects would come as their addresses, in bytes."""
+def _arrow(function: Function, argument: Argument, column: pl.Series) -> pa.Array:
+    """Return a series of one chunk as Arrow holds it; objects would come as their addresses, in bytes."""
     try:
         if column.dtype != pl.Object:
             return column.to_arrow()
     except (pa.ArrowException, pl.exceptions.PanicException):  # a type that only Polars has, such as Int128
         pass
-    msg = f"{function.arguments[k].name} are {column.dtype}"
+    msg = f"{argument.name} are {column.dtype}"
     raise InputTypeError(msg, "cast it to a type that Arrow has").at(function=function.sql_name)
 
 
-def _piece(column: pl.Series, row: int, n: int, whole: int) -> pl.Series:
-    """Return the rows of a column that belong to a chunk of the first; a single value stands for all."""
-    if len(column) == 1 and whole != 1:
-        return column.new_from_index(0, n)
-    return column.slice(row, n).rechunk()
+#: A call's arguments after the first: ("column", None) for the next column, or ("constant", value).
+_Others = tuple[tuple[str, Any], ...]
 
 
 @functools.lru_cache(maxsize=1024)
-def _one_column(name: str, constants: tuple[tuple[int, Any], ...]) -> Callable[[pl.Series], pl.Series]:
-    """Return the callable of one column: the same object each time, so that Polars merges equal expressions."""
-    function, given = FUNCTIONS[name], dict(constants)
-    return lambda series: _run(function, [series], given, batch=True)
+def _callable(name: str, others: _Others) -> Callable[[pl.Series], pl.Series]:
+    """Return the callable of an expression: the same object each time, so that Polars merges equal expressions."""
+    function = FUNCTIONS[name]
+    n_columns = 1 + sum(kind == "column" for kind, _ in others)
 
-
-@functools.lru_cache(maxsize=1024)
-def _many_columns(name: str, constants: tuple[tuple[int, Any], ...]) -> Callable[[pl.Series], pl.Series]:
-    function, given = FUNCTIONS[name], dict(constants)
-
-    def call(carried: pl.Series) -> pl.Series:
-        columns = [carried.struct.field(field) for field in carried.struct.fields]
-        return _run(function, columns, given, batch=True)
+    def call(series: pl.Series) -> pl.Series:
+        columns = [series] if n_columns == 1 else series.struct.unnest().get_columns()
+        if len(columns) != n_columns:
+            msg = f"{len(columns)} columns for {n_columns} arguments"
+            raise InputTypeError(msg, "an expression of several columns goes in alone").at(function=function.sql_name)
+        rest = iter(columns[1:])
+        given = [next(rest) if kind == "column" else value for kind, value in others]
+        return _run(function, columns[0].alias(series.name), given, batch=True, threads=None)
 
     return call
 
 
 def _expression(name: str, first: IntoExpr, *others: Any) -> pl.Expr:
-    """Build the expression of a call; what is not an expression is a constant."""
+    """Build the expression of a call; what is not an expression or a column is a constant, checked now."""
     function = FUNCTIONS[name]
-    given: list[Any] = [pl.col(first) if isinstance(first, str) else first, *others]
-    while len(given) > function.n_required and given[-1] is None:
-        given.pop()
-    constants = []
-    columns = []
-    for k, (value, argument) in enumerate(zip(given, function.arguments, strict=False)):
+    columns = [pl.col(first) if isinstance(first, str) else first]
+    told: list[tuple[str, Any]] = []
+    for argument, value in zip(function.arguments[1:], others, strict=False):
+        if isinstance(value, pl.Series):
+            value = pl.lit(value)  # noqa: PLW2901 - a column as an expression has it
         if isinstance(value, pl.Expr):
-            columns.append(value)
-        elif argument.kind == "scheme":
-            check_constant(function, argument, value)
-            constants.append((k, value))
+            columns.append(value.alias(_CARRIED.format(len(columns))))
+            told.append(("column", None))
         else:
-            check_constant(function, argument, value)
-            columns.append(_literal(value))
+            told.append(("constant", check_constant(function, argument, value)))
+    call = _callable(name, tuple(told))
     if len(columns) == 1:
-        call = _one_column(name, tuple(constants))
         return columns[0].map_batches(call, _dtype(function), is_elementwise=True)
-    carried = [columns[0], *(column.alias(_CARRIED.format(k)) for k, column in enumerate(columns[1:]))]
-    call = _many_columns(name, tuple(constants))
-    return pl.struct(carried).map_batches(call, _dtype(function), is_elementwise=True)
-
-
-def _literal(value: Any) -> pl.Expr:
-    """Return a constant argument: a shape is a list, the rest as Polars takes it."""
-    if isinstance(value, (list, tuple)):
-        return pl.lit(pl.Series([list(value)]), dtype=None).first()
-    return pl.lit(value)
+    return pl.struct(columns).map_batches(call, _dtype(function), is_elementwise=True)
 
 
 def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
     """Return the scheme with its keywords spelled out; a column takes none."""
-    if isinstance(scheme, pl.Expr) or _is_column(scheme):
-        if any(value is not None for value in keywords.values()):
-            msg = "scheme: a column of schemes takes no keywords"
-            raise SchemeError(msg, "spell them in the column's names, e.g. 'int4_g64_asym'")
+    if isinstance(scheme, pl.Expr) or is_column(FUNCTIONS["quantize"].arguments[1], scheme):
+        schemes.refuse_keywords(keywords)
         return scheme
     return schemes.spelled(schemes.parse(scheme, **keywords))
 
@@ -245,13 +222,6 @@ def policy_scheme(
     return _expression("policy_scheme", layer_name, _column(shape), bit_width, mode)
 
 
-def _is_column(value: Any) -> bool:
-    """Whether a value is a column as it stands; a list is one, a tuple is one row's shape."""
-    return isinstance(value, pl.Series | list) or any(
-        hasattr(value, name) for name in ("__arrow_c_array__", "__arrow_c_stream__", "__array__")
-    )
-
-
 def _column(value: Any) -> Any:
     return pl.col(value) if isinstance(value, str) else value
 
@@ -291,43 +261,25 @@ class Aq2Series:
     def __init__(self, series: pl.Series) -> None:
         self._series = series
 
-    def call(self, name: str, *others: Any, threads: int | None = None) -> pl.Series:
-        """Call a function by its name: what the methods below and `aq2_pipeline.quantize` do."""
-        function = FUNCTIONS[name]
-        given = [self._series, *others]
-        while len(given) > function.n_required and given[-1] is None:
-            given.pop()
-        columns, constants = [], {}
-        for k, (value, argument) in enumerate(zip(given, function.arguments, strict=False)):
-            if argument.kind == "scheme" and not _is_column(value):
-                constants[k] = value
-                continue
-            if not _is_column(value):
-                check_constant(function, argument, value)
-                value = [value]  # noqa: PLW2901 - one for all rows
-            column = pl.Series(value)
-            if len(column) not in (1, len(self._series)):
-                msg = f"{argument.name} has {len(column)} rows, {function.arguments[0].name} {len(self._series)}"
-                raise InputTypeError(msg).at(function=function.sql_name)
-            columns.append(column)
-        return _run(function, columns, constants, batch=False, n_threads=threads)
+    def _call(self, name: str, *others: Any, threads: int | None = None) -> pl.Series:
+        return _run(FUNCTIONS[name], self._series, list(others), batch=False, threads=threads)
 
     def quantize(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantize`."""
-        return self.call("quantize", _scheme(scheme, keywords), shape, importance)
+        return self._call("quantize", _scheme(scheme, keywords), shape, importance)
 
     def quantization_error(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantization_error`."""
-        return self.call("quantization_error", _scheme(scheme, keywords), shape, importance)
+        return self._call("quantization_error", _scheme(scheme, keywords), shape, importance)
 
     def dequantize(self) -> pl.Series:
         """See `aq2_pipeline.polars.dequantize`."""
-        return self.call("dequantize")
+        return self._call("dequantize")
 
     def weight_stats(self) -> pl.Series:
         """See `aq2_pipeline.polars.weight_stats`."""
-        return self.call("weight_stats")
+        return self._call("weight_stats")
 
     def policy_scheme(self, shape: Any, bit_width: Any, mode: Any = "diffusion") -> pl.Series:
         """See `aq2_pipeline.polars.policy_scheme`."""
-        return self.call("policy_scheme", shape, bit_width, mode)
+        return self._call("policy_scheme", shape, bit_width, mode)

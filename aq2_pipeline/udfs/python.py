@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
+from aq2_pipeline.arguments import as_argument, exports_arrow, is_column, over_chunks
+from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.layout import INTS
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
@@ -174,7 +174,7 @@ def policy_scheme(layer_name: Any, shape: Any, bit_width: Any, mode: Any = "diff
     Parameters
     ----------
     layer_name : str or column of str
-    shape : tuple of int or column of integer lists
+    shape : sequence of int, None or column of integer lists
     bit_width : int or column of int
     mode : str or column of str
 
@@ -188,65 +188,65 @@ def policy_scheme(layer_name: Any, shape: Any, bit_width: Any, mode: Any = "diff
     >>> aq2_pipeline.policy_scheme("layers.0.mlp.weight", (4096, 4096), 4)
     'int4_g64'
     """
-    if isinstance(layer_name, str):
-        return _call("policy_scheme", pa.array([layer_name]), shape, bit_width, mode)[0].as_py()
+    if layer_name is None or isinstance(layer_name, str):
+        return _call("policy_scheme", pa.array([layer_name], pa.string()), shape, bit_width, mode)[0].as_py()
+    if isinstance(layer_name, list):
+        layer_name = pa.array(layer_name, pa.string())
     return _call("policy_scheme", layer_name, shape, bit_width, mode)
 
 
 def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
     """Return a constant with its keywords spelled out, or a column, which takes none."""
-    if not _is_column(scheme):
+    if not is_column(_SCHEME, scheme):
         return schemes.parse(scheme, **keywords)
-    if any(value is not None for value in keywords.values()):
-        msg = "scheme: a column of schemes takes no keywords"
-        raise SchemeError(msg, "spell them in the column's names, e.g. 'int4_g64_asym'")
+    schemes.refuse_keywords(keywords)
     return scheme
 
 
-def _is_column(value: Any) -> bool:
-    exports = hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
-    return exports or isinstance(value, (list, np.ndarray))
+_SCHEME = FUNCTIONS["quantize"].arguments[1]
 
 
 def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> Any:
     function = FUNCTIONS[name]
-    thread_count(threads)
-    if hasattr(column, "aq2"):  # a Polars Series: its own namespace keeps its chunks
-        return column.aq2.call(name, *others, threads=threads)
+    threads = thread_count(threads)
+    if hasattr(column, "aq2") and hasattr(column, "get_chunks"):  # a Polars Series, whose namespace keeps its chunks
+        return column.aq2._call(name, *others, threads=threads)  # noqa: SLF001 - ours
     if isinstance(column, list) and function.arguments[0].kind == "weights":
         return _each_tensor(function, column, others, threads)
     whole = as_column(column, function)
-    given = [_argument(function, k, other, len(whole)) for k, other in enumerate(others, 1)]
+    given = _arguments(function, others, len(whole))
     if not isinstance(whole, pa.ChunkedArray):
         return function(whole, *given, n_threads=threads)
-    results, row = [], 0
-    for chunk in whole.chunks or [pa.nulls(0, whole.type)]:  # a wrong type is one without rows, too
-        n = len(chunk)
-        pieces = (other.slice(row, n) if isinstance(other, pa.Array) else other for other in given)
-        try:
-            results.append(function(chunk, *pieces, n_threads=threads))
-        except Aq2Error as error:
-            raise (error.at(row=error.row + row) if error.row is not None else error) from None
-        row += n
-    return pa.chunked_array(results, function.result)
+    chunks = whole.chunks or [pa.nulls(0, whole.type)]  # a wrong type is one without rows, too
+    return pa.chunked_array(over_chunks(function, chunks, given, threads, _shifted), function.result)
+
+
+def _arguments(function: Function, others: tuple[Any, ...], n: int) -> list[Any]:
+    return [as_argument(function, a, value, n) for a, value in zip(function.arguments[1:], others, strict=False)]
+
+
+def _shifted(error: Aq2Error, row: int) -> Aq2Error:
+    """Count an error's row over all chunks."""
+    return error.at(row=error.row + row) if error.row is not None else error
 
 
 def _each_tensor(function: Function, tensors: list[Any], others: tuple[Any, ...], threads: int | None) -> pa.Array:
     """Run a list of tensors, each over its own memory and with its own shape."""
-    results = []
-    given = [_argument(function, k, other, len(tensors)) for k, other in enumerate(others, 1)]
+    arrays = []
     for row, item in enumerate(tensors):
         if not is_tensor(item):
             msg = f"row {row} is a {type(item).__name__}"
             raise InputTypeError(msg, "a list holds ndarrays or tensors").at(function=function.sql_name)
-        values = as_ndarray(item)
-        pieces = [other.slice(row, 1) if isinstance(other, pa.Array) else other for other in given]
-        if len(pieces) > 1 and (pieces[1] is None or not pieces[1].is_valid()[0].as_py()):
-            pieces[1] = pa.array([list(values.shape)], INTS)
         try:
-            results.append(function(rows_of(values, 1), *pieces, n_threads=threads))
+            arrays.append(as_ndarray(item))
         except Aq2Error as error:
-            raise (error.at(row=row) if error.row is not None else error) from None
+            raise error.at(function=function.sql_name, row=row) from None
+    given = _arguments(function, others, len(tensors))
+    if len(given) > 1:  # the shape
+        told = [None] * len(arrays) if given[1] is None else given[1].to_pylist()
+        given[1] = pa.array([list(a.shape) if s is None else s for a, s in zip(arrays, told, strict=True)], INTS)
+    chunks = (rows_of(values, 1) for values in arrays)
+    results = over_chunks(function, chunks, given, threads, _shifted)
     return pa.concat_arrays(results) if results else pa.array([], function.result)
 
 
@@ -268,10 +268,8 @@ def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
                 return rows_of(values, 1 if values.ndim == 1 else len(values))
             msg = f"the array has {values.ndim} axes"
             raise InputTypeError(msg, "1 axis is one row, 2 are a column of rows; put tensors into a list: [array]")
-        if hasattr(column, "__arrow_c_array__"):
-            return pa.array(column)
-        if hasattr(column, "__arrow_c_stream__"):
-            return pa.chunked_array(column)
+        if exports_arrow(column):
+            return pa.array(column) if hasattr(column, "__arrow_c_array__") else pa.chunked_array(column)
     except Aq2Error as error:
         raise error.at(function=function.sql_name) from None
     except SystemError:
@@ -280,31 +278,3 @@ def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
     msg = f"{function.arguments[0].name} is a {type(column).__name__}"
     hint = "a pyarrow array, a Polars Series, an ndarray, a list of ndarrays, or anything with __arrow_c_array__"
     raise InputTypeError(msg, hint).at(function=function.sql_name)
-
-
-def _argument(function: Function, k: int, value: Any, n: int) -> Any:
-    """Return an argument after the first as a constant scheme, None, or a pyarrow array of `n` rows."""
-    argument = function.arguments[k]
-    if value is None and argument.optional:
-        return None
-    if argument.kind == "scheme" and not _is_column(value):
-        return value
-    try:
-        if argument.kind == "shape" and isinstance(value, tuple):
-            array = pa.array([list(value)] * n, INTS)
-        elif argument.kind == "importance" and isinstance(value, np.ndarray):
-            array = pa.array([value] * n)
-        elif isinstance(value, list | np.ndarray):
-            array = pa.array([list(item) if isinstance(item, tuple) else item for item in value])
-        elif _is_column(value):
-            array = as_column(value, function)
-        else:
-            array = pa.array([value] * n)
-    except (pa.ArrowException, OverflowError) as error:
-        msg = f"{argument.name} makes no column: {error}"
-        raise InputTypeError(msg).at(function=function.sql_name) from None
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    if len(array) != n:
-        msg = f"{argument.name} has {len(array)} rows, {function.arguments[0].name} has {n}"
-        raise InputTypeError(msg).at(function=function.sql_name)
-    return array

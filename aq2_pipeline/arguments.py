@@ -1,0 +1,116 @@
+"""What users write as arguments, made one thing for every engine that calls in Python: a constant or a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from aq2_pipeline.errors import Aq2Error, InputTypeError
+from aq2_pipeline.layout import FLOATS, INTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from aq2_pipeline.functions import Argument, Function
+
+__all__ = ["as_argument", "exports_arrow", "is_column", "over_chunks"]
+
+#: What one value of an argument is for all rows, where it is a list by itself.
+_LISTS = {"shape": INTS, "importance": FLOATS}
+
+
+def exports_arrow(value: Any) -> bool:
+    """Whether a value hands out Arrow data: pyarrow, Polars, DuckDB, nanoarrow."""
+    return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
+
+
+def is_column(argument: Argument, value: Any) -> bool:
+    """Whether a value is a column of an argument's values, and not one value for all rows.
+
+    Arrow data is a column, and so are lists and 1-D arrays of the argument's
+    values: of numbers and names for a scheme, of lists for a shape.
+    """
+    if exports_arrow(value):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.ndim == (2 if argument.kind in _LISTS else 1)
+    if not isinstance(value, list | tuple):
+        return False
+    if argument.kind in _LISTS:
+        return any(item is None or isinstance(item, list | tuple | np.ndarray) for item in value)
+    return isinstance(value, list)
+
+
+def as_argument(function: Function, argument: Argument, value: Any, n: int) -> Any:
+    """Return None, a constant scheme, or a pyarrow array of `n` rows.
+
+    Raises
+    ------
+    InputTypeError
+        For what makes no column, or one of another length.
+    """
+    if value is None and argument.optional:
+        return None
+    column = is_column(argument, value)
+    if argument.kind == "scheme" and not column:
+        return value
+    try:
+        array = _array(argument, value) if column else _repeated(argument, value, n)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        msg = f"{argument.name} makes no column: {error}"
+        raise InputTypeError(msg).at(function=function.sql_name) from None
+    if len(array) != n:
+        msg = f"{argument.name} has {len(array)} rows, {function.arguments[0].name} has {n}"
+        raise InputTypeError(msg).at(function=function.sql_name)
+    return array
+
+
+def _array(argument: Argument, value: Any) -> pa.Array:
+    if isinstance(value, pa.Array):
+        return value
+    if hasattr(value, "__arrow_c_array__"):
+        return pa.array(value)
+    if hasattr(value, "__arrow_c_stream__"):
+        return pa.chunked_array(value).combine_chunks()
+    rows = [list(item) if isinstance(item, tuple | np.ndarray) else item for item in value]
+    return pa.array(rows if argument.kind in _LISTS else value)
+
+
+def _repeated(argument: Argument, value: Any, n: int) -> pa.Array:
+    if argument.kind in _LISTS and isinstance(value, list | tuple | np.ndarray):
+        return pa.array([list(value)], None if len(value) else _LISTS[argument.kind]).take(pa.array(np.zeros(n, int)))
+    return pa.array([value]).take(pa.array(np.zeros(n, int)))
+
+
+def over_chunks(
+    function: Function,
+    chunks: Iterable[pa.Array],
+    others: Sequence[Any],
+    n_threads: int | None,
+    place: Callable[[Aq2Error, int], Aq2Error],
+) -> list[pa.Array]:
+    """Run a function chunk by chunk; the other arguments are constants or arrays of all rows.
+
+    Parameters
+    ----------
+    function : Function
+    chunks : iterable of pyarrow.Array
+    others : sequence
+        As `as_argument` returns them.
+    n_threads : int, optional
+    place : callable
+        ``place(error, row)`` says where in the whole column an error is, given
+        the rows before the chunk.
+    """
+    results, row = [], 0
+    for chunk in chunks:
+        n = len(chunk)
+        given = (other.slice(row, n) if isinstance(other, pa.Array) else other for other in others)
+        try:
+            results.append(function(chunk, *given, n_threads=n_threads))
+        except Aq2Error as error:
+            raise place(error, row) from None
+        row += n
+    return results
