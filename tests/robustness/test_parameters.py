@@ -211,7 +211,7 @@ def test_case_43_threads_are_a_number(threads):
         ("a", [2], None, "base", SchemeError),
         ("a", [2], 4, "best", SchemeError),
         ("a", [2], 4, None, SchemeError),
-        ("a", ["x"], 4, "base", InputValueError),
+        ("a", ["x"], 4, "base", InputTypeError),
         ("a", 2, 4, "base", InputTypeError),
         (5, [2], 4, "base", InputTypeError),
     ],
