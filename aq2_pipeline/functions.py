@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = ["FUNCTIONS", "Argument", "Function", "check_constant", "thread_count"]
+__all__ = ["FUNCTIONS", "Argument", "Function", "check_constant", "spelled_scheme", "thread_count"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,20 @@ def thread_count(n: Any) -> int | None:
     raise InputValueError(msg, "an integer from 1, or None for the cores of this process")
 
 
+def spelled_scheme(function: Function, scheme: Any, keywords: dict[str, Any]) -> str:
+    """Return a constant scheme with its keywords spelled out.
+
+    Raises
+    ------
+    SchemeError
+        For a scheme that cannot be, or a contradiction.
+    """
+    try:
+        return schemes.spelled(schemes.parse(scheme, **keywords))
+    except SchemeError as error:
+        raise error.at(function=function.sql_name) from None
+
+
 def check_constant(function: Function, argument: Argument, value: Any) -> Any:
     """Check a constant when an expression is built; return it as something hashable.
 
@@ -149,7 +163,7 @@ def check_constant(function: Function, argument: Argument, value: Any) -> Any:
     place = {"function": function.sql_name}
     try:
         if argument.kind == "scheme":
-            return schemes.spelled(schemes.parse(value))
+            return spelled_scheme(function, value, {})
         if argument.name == "mode":
             return policy.mode_name(value)
         if argument.name == "bit_width":

@@ -11,7 +11,7 @@ import pyarrow as pa
 from aq2_pipeline import schemes
 from aq2_pipeline.arguments import as_argument, is_column, over_chunks
 from aq2_pipeline.errors import Aq2Error, InputTypeError, hand_over
-from aq2_pipeline.functions import FUNCTIONS, check_constant
+from aq2_pipeline.functions import FUNCTIONS, check_constant, spelled_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,12 +127,13 @@ def _expression(name: str, first: IntoExpr, *others: Any) -> pl.Expr:
     return pl.struct(columns).map_batches(call, _dtype(function), is_elementwise=True)
 
 
-def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
+def _scheme(name: str, scheme: Any, keywords: dict[str, Any]) -> Any:
     """Return the scheme with its keywords spelled out; a column takes none."""
-    if isinstance(scheme, pl.Expr) or is_column(FUNCTIONS["quantize"].arguments[1], scheme):
+    function = FUNCTIONS[name]
+    if isinstance(scheme, pl.Expr) or is_column(function.arguments[1], scheme):
         schemes.refuse_keywords(keywords)
         return scheme
-    return schemes.spelled(schemes.parse(scheme, **keywords))
+    return spelled_scheme(function, scheme, keywords)
 
 
 def quantize(
@@ -180,7 +181,7 @@ def quantize(
     ('int4_g128', 3)
     """
     keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
-    return _expression("quantize", weights, _scheme(scheme, keywords), _column(shape), _column(importance))
+    return _expression("quantize", weights, _scheme("quantize", scheme, keywords), _column(shape), _column(importance))
 
 
 def quantization_error(
@@ -202,7 +203,8 @@ def quantization_error(
         A struct of float64: mse, rmse, max_abs, sqnr_db (decibels), cosine, bits_per_weight.
     """
     keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
-    return _expression("quantization_error", weights, _scheme(scheme, keywords), _column(shape), _column(importance))
+    told = _scheme("quantization_error", scheme, keywords)
+    return _expression("quantization_error", weights, told, _column(shape), _column(importance))
 
 
 def dequantize(quantized: IntoExpr) -> pl.Expr:
@@ -266,11 +268,12 @@ class Aq2Series:
 
     def quantize(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantize`."""
-        return self._call("quantize", _scheme(scheme, keywords), shape, importance)
+        return self._call("quantize", _scheme("quantize", scheme, keywords), shape, importance)
 
     def quantization_error(self, scheme: Any, shape: Any = None, importance: Any = None, **keywords: Any) -> pl.Series:
         """See `aq2_pipeline.polars.quantization_error`."""
-        return self._call("quantization_error", _scheme(scheme, keywords), shape, importance)
+        told = _scheme("quantization_error", scheme, keywords)
+        return self._call("quantization_error", told, shape, importance)
 
     def dequantize(self) -> pl.Series:
         """See `aq2_pipeline.polars.dequantize`."""

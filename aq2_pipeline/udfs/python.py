@@ -9,7 +9,7 @@ import pyarrow as pa
 from aq2_pipeline import schemes
 from aq2_pipeline.arguments import as_argument, exports_arrow, is_column, over_chunks
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
-from aq2_pipeline.functions import FUNCTIONS, thread_count
+from aq2_pipeline.functions import FUNCTIONS, spelled_scheme, thread_count
 from aq2_pipeline.layout import INTS
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
 
@@ -75,7 +75,7 @@ def quantize(
     ([1.0], '190c')
     """
     keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
-    return _call("quantize", column, _scheme(scheme, keywords), shape, importance, threads=threads)
+    return _call("quantize", column, _scheme("quantize", scheme, keywords), shape, importance, threads=threads)
 
 
 def quantization_error(
@@ -107,7 +107,8 @@ def quantization_error(
     (0.5, True)
     """
     keywords = {"group_size": group_size, "symmetric": symmetric, "method": method, "rotate": rotate}
-    return _call("quantization_error", column, _scheme(scheme, keywords), shape, importance, threads=threads)
+    told = _scheme("quantization_error", scheme, keywords)
+    return _call("quantization_error", column, told, shape, importance, threads=threads)
 
 
 def dequantize(column: Any, *, threads: int | None = None) -> Any:
@@ -195,15 +196,13 @@ def policy_scheme(layer_name: Any, shape: Any, bit_width: Any, mode: Any = "diff
     return _call("policy_scheme", layer_name, shape, bit_width, mode)
 
 
-def _scheme(scheme: Any, keywords: dict[str, Any]) -> Any:
+def _scheme(name: str, scheme: Any, keywords: dict[str, Any]) -> Any:
     """Return a constant with its keywords spelled out, or a column, which takes none."""
-    if not is_column(_SCHEME, scheme):
-        return schemes.parse(scheme, **keywords)
+    function = FUNCTIONS[name]
+    if not is_column(function.arguments[1], scheme):
+        return spelled_scheme(function, scheme, keywords)
     schemes.refuse_keywords(keywords)
     return scheme
-
-
-_SCHEME = FUNCTIONS["quantize"].arguments[1]
 
 
 def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> Any:
