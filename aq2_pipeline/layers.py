@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,15 +10,27 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline import arrow, layout, schemes
-from aq2_pipeline.errors import Aq2Error, InputTypeError, SchemeError
+from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from aq2_pipeline.arrow import Array
     from aq2_pipeline.schemes import Scheme
 
-__all__ = ["Columns", "dequantize_batch", "flat_schema", "input_columns", "quantize_rows", "scheme_argument"]
+    Shape = Sequence[int | None]
+
+__all__ = [
+    "Columns",
+    "check_chunk",
+    "dequantize_batch",
+    "flat_schema",
+    "input_columns",
+    "is_chunk",
+    "quantize_rows",
+    "scheme_argument",
+]
 
 #: What the flat table has between `layer_name` and the columns that pass through.
 _FLAT = (
@@ -31,13 +44,14 @@ _FLAT = (
 )
 _TAKEN = ("layer_name", "weights", "shape")
 _ERROR = pa.field("error", pa.string())
+_LARGEST_AXIS = 2**63 - 1
 
 
 class Columns(NamedTuple):
     """Which columns a table of layers has, beside `layer_name` and `weights`."""
 
     shape: bool
-    tensor_shape: bool
+    chunks: bool
     others: tuple[str, ...]
 
 
@@ -59,15 +73,21 @@ def input_columns(schema: pa.Schema, caller: str) -> Columns:
         msg = f"the table has {names.count(name)} columns {name!r}"
         raise InputTypeError(msg, "rename all but one").at(**place)
     kind = schema.field("layer_name").type
-    if not (pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind) or pt.is_dictionary(kind)):
+    text = kind.value_type if pt.is_dictionary(kind) else kind
+    if not (pt.is_string(text) or pt.is_large_string(text) or pt.is_string_view(text)):
         msg = f"the column 'layer_name' is {kind}"
         raise InputTypeError(msg, "expected string").at(**place)
+    for name in ("chunk", "start"):
+        kind = schema.field(name).type if name in names else pa.null()
+        if not (pt.is_integer(kind) or pt.is_null(kind)):
+            msg = f"the column {name!r} is {kind}"
+            raise InputTypeError(msg, "expected an integer: it says which part of a layer a row is").at(**place)
     others = tuple(name for name in names if name not in _TAKEN)
     for name in others:
         if name == _ERROR.name or any(name == field.name for field in _FLAT):
             msg = f"the column {name!r} would be overwritten"
             raise InputTypeError(msg, "rename it, or drop it").at(**place)
-    return Columns("shape" in names, "tensor_shape" in names, others)
+    return Columns("shape" in names, any(field.name in names for field in layout.CHUNK_FIELDS), others)
 
 
 def scheme_argument(scheme: Any) -> Scheme | pa.Array:
@@ -127,7 +147,10 @@ def quantize_rows(
     names = arrow.decoded(batch["layer_name"]).to_pylist()
     failures: dict[int, Aq2Error] = {}
     try:
-        shapes = _shapes(batch, columns)
+        if isinstance(choose, pa.Array) and len(choose) < len(batch):
+            msg = f"scheme has {first_row + len(choose)} rows, the table has more"
+            raise InputTypeError(msg, "give each row a scheme")
+        shapes = _shapes(batch, columns, failures)
         scheme = _schemes(batch, columns, names, shapes, choose, failures)
         shape_column = pa.array(shapes, layout.INTS)
         quantized = function(batch["weights"], scheme, shape_column, n_threads=n_threads, failures=failures)
@@ -154,18 +177,43 @@ def quantize_rows(
     return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema), len(failures)
 
 
-def _shapes(batch: pa.RecordBatch, columns: Columns) -> list[list[int] | None]:
+def _shapes(batch: pa.RecordBatch, columns: Columns, failures: dict[int, Aq2Error]) -> list[list[int] | None]:
     """Return each row's shape: its column, else the nesting of its type, else None."""
     nested = arrow.nested_shape(batch["weights"].type)
     known = [None if nested is None else list(nested)] * len(batch)
     if not columns.shape:
         return known
-    column = batch["shape"]
-    if arrow.is_list(column.type) and arrow.is_list(column.type.value_type):  # one level too deep, as the guide has it
-        told = [row[0] if row and len(row) == 1 else row for row in column.to_pylist()]
-        column = pa.array(told, layout.INTS)
-    given = arrow.read_lists(column, "the column 'shape'")
+    column, active = batch["shape"], arrow.validity(batch["weights"])
+    if arrow.is_list(column.type) and arrow.is_list(column.type.value_type):
+        given = _unwrapped(column, active, failures)
+    else:
+        given = arrow.read_lists(column, "the column 'shape'")
+    for row, shape in enumerate(given):
+        if shape and any(axis is not None and axis > _LARGEST_AXIS for axis in shape):
+            given[row] = None
+            if active[row]:
+                error = InputValueError(f"the shape {shape} has an axis that is no length", "an axis is an int64")
+                failures.setdefault(row, error.at(row=row))
     return [ours if theirs is None else theirs for ours, theirs in zip(known, given, strict=True)]
+
+
+def _unwrapped(column: pa.Array, active: Array, failures: dict[int, Aq2Error]) -> list[list[int] | None]:
+    """Return shapes that are nested one level too deep, as the guide has them; a row of several shapes fails."""
+    axis = column.type.value_type.value_type
+    if not (pt.is_integer(axis) or pt.is_null(axis)):
+        msg = f"the column 'shape' is {column.type}"
+        raise InputTypeError(msg, "expected a list of integers")
+    try:
+        column.validate(full=True)  # before Arrow follows its offsets
+    except pa.ArrowInvalid as error:
+        msg = f"the column 'shape' is damaged: {error}"
+        raise InputValueError(msg) from None
+    told = column.to_pylist()
+    for row, shapes in enumerate(told):
+        if shapes and len(shapes) > 1 and active[row]:
+            failure = InputValueError(f"the shape {shapes} is {len(shapes)} shapes", "give each row one list of axes")
+            failures[row] = failure.at(row=row)
+    return [shapes and (shapes[0] if len(shapes) == 1 else None) for shapes in told]
 
 
 def _schemes(
@@ -177,24 +225,93 @@ def _schemes(
     failures: dict[int, Aq2Error],
 ) -> Any:
     """Return the scheme, or a column of them; a policy reads the whole tensor's shape where a row is a chunk."""
-    whole = arrow.read_lists(batch["tensor_shape"], "the column 'tensor_shape'") if columns.tensor_shape else None
-    if whole is None and not callable(choose):
+    if not (callable(choose) or columns.chunks or failures):
         return choose
-    whole = whole or [None] * len(batch)
+    chunks, starts, wholes = _chunks(batch)
     given = choose.to_pylist() if isinstance(choose, pa.Array) else [choose] * len(batch)
     wanted: list[str | None] = [None] * len(batch)
     for row in np.flatnonzero(arrow.validity(batch["weights"])).tolist():
+        if row in failures or given[row] is None:
+            continue
+        shape, start, whole = shapes[row], starts[row], wholes[row]
         try:
-            told = shapes[row] if whole[row] is None else whole[row]
-            scheme = schemes.parse(choose(names[row], told) if callable(choose) else given[row])
-            if whole[row] is not None and scheme.group == schemes.PER_TENSOR:
-                msg = f"{scheme!s} has one scale a tensor, and the row is a chunk of one"
-                raise SchemeError(msg, "use _channel or _g")
+            told = choose(names[row], shape if whole is None else whole) if callable(choose) else given[row]
+            scheme = schemes.parse(told)
+            if is_chunk(shape, chunks[row], start, whole):
+                check_chunk(scheme, shape, whole, start)
         except Aq2Error as error:
             failures[row] = error.at(row=row)
         else:
             wanted[row] = schemes.spelled(scheme)
     return pa.array(wanted, layout.TEXT)
+
+
+def _chunks(batch: pa.RecordBatch) -> tuple[list[int | None], list[int | None], list[list[int] | None]]:
+    """Return the columns chunk, start and tensor_shape; None in every row of one that is not there."""
+    none = pa.nulls(len(batch))
+    chunk, start, whole = (
+        batch[field.name] if field.name in batch.schema.names else none for field in layout.CHUNK_FIELDS
+    )
+    return chunk.to_pylist(), start.to_pylist(), arrow.read_lists(whole, "the column 'tensor_shape'")
+
+
+def is_chunk(shape: Shape | None, chunk: int | None, start: int | None, tensor_shape: Shape | None) -> bool:
+    """Whether a row of a layer table is a part of its layer, and not the whole."""
+    if tensor_shape is not None and shape == tensor_shape and start in (None, 0):
+        return False
+    return not (chunk is None and start is None and tensor_shape is None)
+
+
+def check_chunk(scheme: Scheme, shape: Shape | None, tensor_shape: Shape | None, start: int | None) -> None:
+    """Check that the bytes of a chunk are a part of its layer's, so that those of all chunks, joined, are the layer's.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    shape : list of int or None
+        The chunk's own.
+    tensor_shape : list of int or None
+        The layer's.
+    start : int or None
+        The weights of the layer before the chunk.
+
+    Raises
+    ------
+    SchemeError
+        If the scheme has one scale for what is cut.
+    InputValueError
+        If the chunk is not cut where groups and matrix rows end, or does not say where.
+    """
+    if scheme.group == schemes.PER_TENSOR:
+        msg = f"{scheme!s} has one scale a tensor, and the row is a chunk of one"
+        raise SchemeError(msg, "use _channel or _g")
+    if tensor_shape is None or shape is None:
+        msg = f"the row is a chunk without a {'tensor_shape' if tensor_shape is None else 'shape'}"
+        raise InputValueError(msg, "a chunk has its own shape, and in tensor_shape the whole layer's")
+    n_whole, n_chunk = arrow.n_weights(tensor_shape), arrow.n_weights(shape)
+    if n_whole < 0 or n_chunk < 0:
+        told = f"tensor_shape {list(tensor_shape)}" if n_whole < 0 else f"shape {list(shape)}"
+        msg = f"the {told} has an axis that is null or negative"
+        raise InputValueError(msg)
+    if list(shape[1:]) != list(tensor_shape[1:]):
+        msg = f"a chunk of the shape {list(shape)} is no part of the tensor_shape {list(tensor_shape)}"
+        raise InputValueError(msg, "cut along the first axis, so that all other axes are the layer's")
+    vector = len(tensor_shape) <= 1
+    if vector and scheme.group == schemes.PER_CHANNEL:
+        msg = f"{scheme!s} has one scale a vector, and the row is a chunk of one"
+        raise SchemeError(msg, "use _g")
+    if start is None and vector:
+        msg = "the row is a chunk of a vector, without a start"
+        raise InputValueError(msg, "start says how many weights of the layer are before the chunk")
+    first = start or 0
+    last = first + n_chunk
+    if first < 0 or last > n_whole:
+        msg = f"the chunk's weights {first} to {last} are not within the layer's {n_whole}"
+        raise InputValueError(msg, "start counts weights of the whole layer")
+    step = scheme.group if vector else math.prod(axis or 0 for axis in shape[1:])
+    if step and (first % step or (last % step and last != n_whole)):
+        msg = f"the chunk's weights {first} to {last} cut a {f'group of {scheme!s}' if vector else 'matrix row'}"
+        raise InputValueError(msg, f"begin and end chunks at multiples of {step}")
 
 
 def dequantize_batch(batch: pa.RecordBatch, first_row: int, n_threads: int | None) -> pa.RecordBatch:

@@ -37,3 +37,9 @@ LAYER_FIELDS = (
     pa.field("shape", INTS),
     pa.field("dtype", TEXT),
 )
+#: What a table has before `weights` or `quantized` where rows may be chunks of a layer; null in rows that are whole.
+CHUNK_FIELDS = (
+    pa.field("chunk", pa.int32()),
+    pa.field("start", pa.int64()),
+    pa.field("tensor_shape", INTS),
+)

@@ -60,6 +60,9 @@ MEANINGS = {
     "layer_name": "the layer",
     "shape": "the tensor's shape; of a chunk, the chunk's own",
     "dtype": "the type in the file that the layer comes from",
+    "chunk": "the number of the chunk, from 0",
+    "start": "the weights of the layer before the chunk",
+    "tensor_shape": "the whole layer's shape",
 }
 
 
@@ -278,7 +281,11 @@ def layout_page() -> str:
         "none; of an empty row only `count` is not null.\n\n"
         + field_table(layout.STATS)
         + "\n## The layer table\n\nThe same from every source: these columns, then `weights` (a list of float32, or "
-        "binary) or `quantized` (`QUANTIZED`).\n\n" + field_table(pa.struct(list(layout.LAYER_FIELDS)))
+        "binary) or `quantized` (`QUANTIZED`).\n\n"
+        + field_table(pa.struct(list(layout.LAYER_FIELDS)))
+        + "\nWhere rows may be chunks of a layer, a table has these columns before `weights` or `quantized`. They are "
+        "null in the row of a whole layer; see [chunk rows](../how-to/large-models.md#a-tensor-that-does-not-fit-chunk-"
+        "rows).\n\n" + field_table(pa.struct(list(layout.CHUNK_FIELDS)))
     )
 
 

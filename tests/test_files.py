@@ -4,6 +4,9 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
+import threading
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from numba import njit
 from safetensors.numpy import load_file, save_file
 
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, register, scan_safetensors
@@ -21,6 +25,7 @@ from aq2_pipeline.io import writing
 from aq2_pipeline.io.convert import Recipe, dequantize_file, quantize_file
 from aq2_pipeline.io.parquet import QuantizedFile, write_quantized
 from aq2_pipeline.io.writing import replacing, write_safetensors
+from aq2_pipeline.kernels import bits
 
 RNG = np.random.default_rng(5)
 COLUMNS = {"layer_name": pl.String(), "shape": pl.List(pl.Int64), "dtype": pl.String()}
@@ -140,6 +145,30 @@ def test_double_that_does_not_fit_names_layer_and_position(tmp_path):
     with pytest.raises(InputValueError, match=r"1e\+300 does not fit float32") as caught:
         scan_safetensors(path).collect()
     assert (caught.value.layer, caught.value.position, caught.value.value) == ("w", 2, 1e300)
+
+
+@njit
+def flush_to_zero():
+    """Switch on flush-to-zero in this thread, as other libraries do."""
+    bits._write_control(np.int32(bits._read_control(np.int32(0)) | np.int32(bits._FLUSHING)))
+
+
+def test_doubles_keep_subnormals_in_a_thread_that_flushes(tmp_path):
+    """F64 weights become float32 subnormals also where the calling thread flushes them to zero."""
+    values = np.array([1e-40, -1e-44, 2.0**-149, 2.0**-126, 1.5, 0.0, -0.0])
+    path = handmade(tmp_path / "m.safetensors", {"w": ("F64", [7], values.tobytes())})
+    found = []
+
+    def read():
+        flush_to_zero()
+        assert np.float32(1e-30) * np.float32(1e-10) == 0
+        [table] = scanning.SafetensorsFile(path).batches()
+        found.append(table["weights"].combine_chunks().values.to_numpy().view(np.uint32))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found[0], values.astype(np.float32).view(np.uint32))
 
 
 def test_no_tensor_is_read_without_weights(mixed, reads):
@@ -493,6 +522,60 @@ def test_source_is_not_its_own_target(mixed):
     assert mixed.read_bytes() == before
 
 
+KILLED = """
+import os, signal, sys
+from aq2_pipeline.io.writing import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(temporary, flush=True)
+    sys.stdin.read()
+"""
+
+
+def _other_process(target, what):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", KILLED, str(target), what], text=True, **pipes)
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "[x] *.parquet", "é" * 127])
+def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path, name):
+    """`<target>.tmp-*` of dead processes is removed when the target is written again, that of living ones never."""
+    target = tmp_path / name
+    target.write_bytes(b"old")
+    with _other_process(target, "killed") as killed:
+        killed.communicate()
+    [left] = set(_names(tmp_path)) - {name}
+    assert target.read_bytes() == b"old"
+    assert left.startswith(f"{name}.tmp-" if len(name) < 100 else ".aq2-")
+    assert ".tmp-" in left
+    for unrelated in (f"{name[:9]}.tmp-1", "other" + left[-40:], "plain"):
+        (tmp_path / unrelated).touch()
+    kept = set(_names(tmp_path)) - {left}
+    with _other_process(target, "alive") as alive:
+        theirs = Path(alive.stdout.readline().strip())
+        with replacing(target) as first:
+            first.write_bytes(b"new")
+            with replacing(target) as second:  # as in another thread
+                second.write_bytes(b"newer")
+            assert {first.name, theirs.name} | kept == set(_names(tmp_path))
+        assert target.read_bytes() == b"new"
+        alive.communicate("")
+    assert target.read_bytes() == b"half"
+    assert set(_names(tmp_path)) == kept
+
+
+def test_temporary_file_of_an_earlier_process_with_this_number(tmp_path):
+    """In a container every run may have the same pid: a file with it that this process does not write is stale."""
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"new")
+        stale = temporary.name[:-8] + "00000000"
+        (tmp_path / stale).touch()
+    with replacing(tmp_path / "x") as temporary:
+        assert not (tmp_path / stale).exists()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left"), LookupError()])
 def test_temporary_file_is_removed(tmp_path, error):
     """Whatever ends the writing, the old file stays and no temporary one; a full disk names the target."""
@@ -552,15 +635,19 @@ def test_written_safetensors_are_read_by_the_library(tmp_path):
     layers = {"b": RNG.normal(size=(3, 5)), "a": np.zeros(()), "ü": np.zeros((0, 2))}
     arrays = [array.astype(np.float32).ravel() for array in layers.values()]
     shapes = [(name, array.shape) for name, array in layers.items()]
-    write_safetensors(tmp_path / "m.safetensors", shapes, arrays, {"format": "pt"})
-    found = load_file(tmp_path / "m.safetensors")
-    for name, array in layers.items():
-        np.testing.assert_array_equal(found[name], array.astype(np.float32))
+    pieces = [(k, 0, array) for k, array in enumerate(arrays)]
+    in_parts = [(1, 0, arrays[1]), (0, 4, arrays[0][4:]), (0, 0, arrays[0][:4])]
+    for written in (pieces, in_parts):
+        write_safetensors(tmp_path / "m.safetensors", shapes, written, {"format": "pt"})
+        found = load_file(tmp_path / "m.safetensors")
+        for name, array in layers.items():
+            np.testing.assert_array_equal(found[name], array.astype(np.float32))
     for names in (["a", "a"], ["__metadata__"], ["n" * 1025]):
         with pytest.raises(FormatError, match="name cannot be written"):
             write_safetensors(tmp_path / "x", [(name, (0,)) for name in names], [])
-    with pytest.raises(FormatError, match="2 weights"):
-        write_safetensors(tmp_path / "x", [("a", (3,))], [np.zeros(2, np.float32)])
+    for start in (0, 2, -1):
+        with pytest.raises(FormatError, match="weights for the shape"):
+            write_safetensors(tmp_path / "x", [("a", (3,))], [(0, start, np.zeros(2, np.float32))])
     assert not (tmp_path / "x").exists()
 
 

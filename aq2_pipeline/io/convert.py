@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,6 +247,8 @@ def dequantize_file(
 ) -> Report:
     """Decode a Parquet file of quantized layers to float32 in a safetensors file, a batch at a time.
 
+    The chunks of a layer become one tensor; they may be anywhere in the file.
+
     Parameters
     ----------
     source, target : str or Path
@@ -273,13 +276,18 @@ def dequantize_file(
             size = (layer.length, layer.n_bytes)
             report.layers.append(LayerReport(*layer[:4], *size, left_alone=absent))
         kept = [(layer.name, layer.shape) for layer in report.quantized]
-        arrays = _decoded(file, report, threads, progress)
-        write_safetensors(report.target, kept, arrays, file.source_metadata)
+        write_safetensors(report.target, kept, _decoded(file, report, threads, progress), file.source_metadata)
     return report
 
 
-def _decoded(file: QuantizedFile, report: Report, threads: int | None, progress: Progress | None) -> Iterator[Any]:
-    layers = iter(report.layers)
+def _decoded(
+    file: QuantizedFile, report: Report, threads: int | None, progress: Progress | None
+) -> Iterator[tuple[int, int, Any]]:
+    """Yield for each row which of the written layers it belongs to, where it begins there, and its weights."""
+    numbers = [k for k, layer in enumerate(report.layers) if layer.left_alone is None]
+    written = {layer: k for k, layer in enumerate(numbers)}
+    rows_left = Counter(place.layer for place in file.places)
+    places = iter(file.places)
     for batch in file.batches():
         names = batch["layer_name"].to_pylist()
         try:
@@ -287,8 +295,9 @@ def _decoded(file: QuantizedFile, report: Report, threads: int | None, progress:
         except Aq2Error as error:
             raise _of_layer(error, names) from None
         for row in weights:
-            layer = next(layers)
+            layer, start = next(places)
             if row.is_valid:
-                yield row.values.to_numpy(zero_copy_only=True)
-            if progress is not None:
-                progress(layer)
+                yield written[layer], start, row.values.to_numpy(zero_copy_only=True)
+            rows_left[layer] -= 1
+            if progress is not None and not rows_left[layer]:
+                progress(report.layers[layer])

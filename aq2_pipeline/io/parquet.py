@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
-from aq2_pipeline import layout, schemes
+from aq2_pipeline import arrow, layout, schemes
 from aq2_pipeline.errors import Aq2Error, FormatError
+from aq2_pipeline.io.chunks import Part, Place, StoredLayer, joined
 from aq2_pipeline.io.headers import bad_file, open_regular
 from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.layers import is_chunk
 from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "StoredLayer", "stored_bytes", "write_quantized"]
+__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "stored_bytes", "write_quantized"]
 
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
 LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
+_CHUNK_TABLE = pa.schema([*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized")])
+_CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
 #: Codes do not repeat, so a dictionary of them only costs.
 _DICTIONARIES = ["dtype", "quantized.scheme"]
 
@@ -40,8 +46,9 @@ def write_quantized(
     tables : iterable
         pyarrow tables or record batches, Polars frames, or anything with
         ``__arrow_c_stream__``, of the columns ``layer_name``, ``shape``,
-        ``dtype`` and ``quantized``; others are dropped. Each is written when it
-        comes, so an iterator keeps one in memory.
+        ``dtype`` and ``quantized``, and where rows are chunks of a layer
+        ``chunk``, ``start`` and ``tensor_shape``; others are dropped. Each is
+        written when it comes, so an iterator keeps one in memory.
     target : str or Path
         It is replaced once the file is complete.
     metadata : mapping of str to str, optional
@@ -56,7 +63,7 @@ def write_quantized(
     Raises
     ------
     FormatError
-        If a table lacks a column, or has one of another type.
+        If a table lacks a column, has one of another type, or is the first with chunks and not the first.
     OSError
         If the file cannot be written; an earlier one stays as it was.
 
@@ -72,18 +79,21 @@ def write_quantized(
     1
     'int4_g128'
     """
-    schema = LAYER_TABLE.with_metadata({"aq2_pipeline": __version__, **(metadata or {})})
-    n_rows = 0
+    about = {"aq2_pipeline": __version__, **(metadata or {})}
+    n_rows, writer = 0, None
     with replacing(target) as temporary:
-        with pq.ParquetWriter(
-            temporary, schema, compression="zstd", use_dictionary=_DICTIONARIES, write_statistics=["layer_name"]
-        ) as writer:
+        with ExitStack() as open_files:
             for given in tables:
-                table = _layer_table(given, target).cast(schema)
+                table = pa.table(given)
+                if writer is None:
+                    writer = open_files.enter_context(_writer(temporary, _schema_of(table), about))
+                table = _layer_table(table, writer.schema, target)
                 for first, last in _row_groups(table):
                     writer.write_table(table.slice(first, last - first), row_group_size=last - first)
                 n_rows += len(table)
                 del given, table  # before the next is made
+            if writer is None:
+                open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
         with pq.ParquetFile(temporary) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
@@ -91,13 +101,33 @@ def write_quantized(
     return n_rows
 
 
-def _layer_table(given: Any, target: Any) -> pa.Table:
-    table = pa.table(given)
+def _schema_of(table: pa.Table) -> pa.Schema:
+    return _CHUNK_TABLE if any(name in table.column_names for name in _CHUNK_NAMES) else LAYER_TABLE
+
+
+def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
+    options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
+    return pq.ParquetWriter(path, schema.with_metadata(about), **options)
+
+
+def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
+    """Return the columns of a schema; those of chunks are null where the table does not have them."""
     missing = [name for name in LAYER_TABLE.names if name not in table.column_names]
     if missing:
         msg = f"{str(target)!r}: the table has no column {', '.join(map(repr, missing))}"
         raise FormatError(msg, f"a layer table has {', '.join(map(repr, LAYER_TABLE.names))}")
-    return table.select(LAYER_TABLE.names)
+    late = [name for name in _CHUNK_NAMES if name in table.column_names and name not in schema.names]
+    if late:
+        msg = f"{str(target)!r}: the table has the column {', '.join(map(repr, late))}, the tables before it do not"
+        raise FormatError(msg, "give the first table these columns too, with nulls")
+    for name in schema.names:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        msg = f"{str(target)!r}: the table is no layer table: {error}"
+        raise FormatError(msg, "the reference page on layout has the types of the columns") from None
 
 
 def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
@@ -113,29 +143,6 @@ def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
         yield first, len(lengths)
 
 
-class StoredLayer(NamedTuple):
-    """What a file says of a layer, without its codes.
-
-    Attributes
-    ----------
-    name : str
-    shape : list of int
-    dtype : str or None
-        Of the source.
-    scheme : str or None
-        None where nothing is stored: the layer was not of floats.
-    length, n_bytes : int
-        Weights, and the bytes of their codes, scales and zero points.
-    """
-
-    name: str
-    shape: list[int]
-    dtype: str | None
-    scheme: str | None
-    length: int
-    n_bytes: int
-
-
 class QuantizedFile:
     """A Parquet file of quantized layers, read in batches of bounded size.
 
@@ -143,7 +150,8 @@ class QuantizedFile:
     ----------
     source : str or Path
         Written by `write_quantized`, or any Parquet file with the columns
-        ``layer_name`` and ``quantized``, and if it has them ``shape`` and ``dtype``.
+        ``layer_name`` and ``quantized``, and if it has them ``shape``, ``dtype``
+        and what says which part of a layer a row is.
 
     Raises
     ------
@@ -167,6 +175,12 @@ class QuantizedFile:
         for name in ("layer_name", "quantized"):
             if self.schema.names.count(name) != 1:
                 raise bad_file(self.path, f"the file has no column {name!r}", "expected what aq2 quantize writes")
+        for name in ("shape", *_CHUNK_NAMES):
+            kind = self.schema.field(name).type if name in self.schema.names else pa.null()
+            many = name in ("shape", "tensor_shape")
+            value = kind.value_type if many and arrow.is_list(kind) else pa.null() if pt.is_null(kind) else kind
+            if not (pt.is_null(value) or (pt.is_integer(value) and arrow.is_list(kind) is many)):
+                raise bad_file(self.path, f"the column {name!r} is {kind}", "see the reference page on layout")
 
     def __enter__(self) -> Self:
         return self
@@ -185,21 +199,39 @@ class QuantizedFile:
             raise bad_file(self.path, "the key aq2.source_metadata is not an object of strings")
         return found
 
-    @cached_property
+    @property
     def layers(self) -> list[StoredLayer]:
-        """Every layer, in order.
+        """Every layer, in order of its first row; the chunks of a layer are one.
 
         Raises
         ------
         FormatError
-            If a row contradicts itself, naming the layer.
+            Naming the layer, if a row contradicts itself, or the chunks of a
+            layer are not exactly its weights.
         """
-        fields = ("scheme", "length", "row_length")
-        columns = [name for name in ("layer_name", "shape", "dtype") if name in self.schema.names]
-        rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
-        return [self._layer(row) for row in rows]
+        return self._joined[0]
 
-    def _layer(self, row: dict[str, Any]) -> StoredLayer:
+    @property
+    def places(self) -> list[Place]:
+        """Where the weights of each row go: the position in `layers`, and the weights of that layer before them."""
+        return self._joined[1]
+
+    @cached_property
+    def _joined(self) -> tuple[list[StoredLayer], list[Place]]:
+        return joined(self._parts, self.path)
+
+    @cached_property
+    def _parts(self) -> list[Part]:
+        fields = ("scheme", "length", "row_length")
+        columns = [name for name in ("layer_name", "shape", "dtype", *_CHUNK_NAMES) if name in self.schema.names]
+        rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
+        return [self._part(row) for row in rows]
+
+    def _part(self, row: dict[str, Any]) -> Part:
+        shape, (chunk, start, whole) = row.get("shape"), (row.get(name) for name in _CHUNK_NAMES)
+        return Part(self._stored(row), is_chunk(shape, chunk, start, whole), start, whole)
+
+    def _stored(self, row: dict[str, Any]) -> StoredLayer:
         name, stored = row["layer_name"], row["quantized"] or {}
         if not isinstance(name, str):
             raise bad_file(self.path, f"a layer is called {name!r}")
@@ -222,7 +254,7 @@ class QuantizedFile:
         first = 0
         for group in range(self._file.num_row_groups):
             n_rows = self._file.metadata.row_group(group).num_rows
-            lengths = [layer.length for layer in self.layers[first : first + n_rows]]
+            lengths = [part.stored.length for part in self._parts[first : first + n_rows]]
             step = max(1, ROW_GROUP_BYTES // (4 * max(lengths, default=0) or 1))
             reader = self._file.iter_batches(
                 batch_size=min(step, max(n_rows, 1)), row_groups=[group], columns=["layer_name", "quantized"]

@@ -12,6 +12,7 @@ from polars.io.plugins import register_io_source
 
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import EngineError, InputValueError
+from aq2_pipeline.floats import float32_of
 from aq2_pipeline.io.headers import Header, Tensor, bad_file, open_regular, read_header, source_path
 
 if TYPE_CHECKING:
@@ -207,13 +208,11 @@ class SafetensorsFile:
             target = values[begin : begin + step]
             source = piece[: target.size]
             self._read(file, tensor, tensor.begin + begin * kind.itemsize, source.view(np.uint8))
-            if tensor.dtype == "BF16":
-                np.left_shift(source, 16, out=target.view(np.uint32), dtype=np.uint32)
+            target[:] = float32_of(source, "bf16" if tensor.dtype == "BF16" else None)
+            if tensor.dtype != "F64":
                 continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                target[:] = source
             lost = np.flatnonzero(np.isinf(target) & np.isfinite(source))
-            if lost.size:  # of F64 only: the others fit
+            if lost.size:
                 value, position = float(source[lost[0]]), begin + int(lost[0])
                 error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
                 raise error.at(function="scan_safetensors", layer=tensor.name, position=position, value=value)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import secrets
+import socket
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,10 @@ __all__ = ["replacing", "write_safetensors"]
 
 #: What a full disk is called; such errors do not say which file they are about.
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+#: The most bytes of a target's name that its temporary file repeats, adding 34: file systems take 255.
+_MOST_NAME_BYTES = 220
+#: Temporary files that this process is writing now.
+_ours: set[str] = set()
 
 
 @contextmanager
@@ -29,7 +37,8 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     A symbolic link is followed, so that what it points to is replaced. When the
     block raises, an interrupt included, the temporary file is removed and an
-    earlier target stays as it was.
+    earlier target stays as it was. What a killed process left,
+    ``<target>.tmp-<host>-<pid>-<random>``, goes when the same target is written again.
 
     Raises
     ------
@@ -40,8 +49,9 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         msg = f"{str(path)!r} is there and is no regular file"
         raise OSError(msg)
-    # A short name of its own: the target's may already have the 255 bytes that file systems allow.
-    temporary = path.parent / f".aq2.tmp-{secrets.token_hex(8)}"
+    _remove_stale(path)
+    temporary = path.parent / f"{_temporary_stem(path)}{os.getpid()}-{secrets.token_hex(4)}"
+    _ours.add(temporary.name)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
@@ -54,6 +64,8 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and (error.errno in _FULL or error.filename in (temporary, str(temporary))):
             error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise
+    finally:
+        _ours.discard(temporary.name)
     if os.name == "posix":  # the new name survives a power cut only once its directory is written
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -62,41 +74,88 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(folder)
 
 
+def _temporary_stem(path: Path) -> str:
+    """Return how the names of a target's temporary files on this host begin; a pid means nothing on another."""
+    name = os.fsencode(path.name)
+    told = path.name if len(name) <= _MOST_NAME_BYTES else f".aq2-{hashlib.sha256(name).hexdigest()[:32]}"
+    return f"{told}.tmp-{hashlib.sha256(socket.gethostname().encode(errors='replace')).hexdigest()[:8]}-"
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary files of a target whose processes are gone."""
+    pattern = re.compile(re.escape(_temporary_stem(path)) + "([1-9][0-9]{0,9})-[0-9a-f]{8}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            found = pattern.fullmatch(entry.name)
+            if found and not _is_written(entry.name, int(found[1])):
+                with suppress(OSError):
+                    path.with_name(entry.name).unlink()
+
+
+def _is_written(name: str, pid: int) -> bool:
+    """Whether the process that made a temporary file may still write it."""
+    if pid == os.getpid():  # in a container every run may have the same
+        return name in _ours
+    if os.name != "posix":  # where signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_safetensors(
     target: str | os.PathLike[str],
     layers: Sequence[tuple[str, Sequence[int]]],
-    arrays: Iterable[Any],
+    pieces: Iterable[tuple[int, int, Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write float32 tensors, one in memory at a time.
+    """Write float32 tensors, one piece in memory at a time.
 
     Parameters
     ----------
     target : str or Path
     layers : sequence of (name, shape)
         All of them, in order: the header comes first.
-    arrays : iterable of ndarray
-        float32, of each layer in turn, contiguous.
+    pieces : iterable of (int, int, ndarray)
+        The position of a layer in `layers`, the weights of it before the piece,
+        and the piece: float32, contiguous. In any order, every weight once.
     metadata : mapping of str to str, optional
         The file's ``__metadata__``.
 
     Raises
     ------
     FormatError
-        If a name cannot be written, or an array is not of its layer's size.
+        If a name cannot be written, or the pieces are not of their layers' sizes.
     OSError
         If the file cannot be written; an earlier one stays.
     """
     path = Path(target)
     header = _header(path, layers, metadata)
+    sizes = [math.prod(shape) for _, shape in layers]
+    begins = list(accumulate(sizes, initial=0))
+    n_written = [0] * len(sizes)
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for (name, shape), array in zip(layers, arrays, strict=True):
-                if array.size != math.prod(shape):
-                    msg = f"{array.size} weights for the shape {list(shape)}"
-                    raise FormatError(msg).at(layer=name)
+            at = 0
+            for k, start, array in pieces:
+                n_written[k] += array.size
+                if start < 0 or max(start + array.size, n_written[k]) > sizes[k]:
+                    msg = f"{start + array.size} weights for the shape {list(layers[k][1])}"
+                    raise FormatError(msg).at(layer=layers[k][0])
+                if begins[k] + start != at:
+                    at = begins[k] + start
+                    file.seek(8 + len(header) + 4 * at)
                 file.write(array.astype("<f4", copy=False).data)
+                at += array.size
+            for (name, shape), n, size in zip(layers, n_written, sizes, strict=True):
+                if n != size:
+                    msg = f"{n} weights for the shape {list(shape)}"
+                    raise FormatError(msg).at(layer=name)
         with open_regular(temporary) as written:
             read_header(written, path)
 
