@@ -175,7 +175,7 @@ def group_span(group_size: Any, row_length: Any, length: Any) -> Any:
     return row_length, min(group_size, row_length)
 
 
-@helper
+@inlined
 def group_scale(pattern: Any, bits: Any, asymmetric: Any) -> Any:
     """Return (scale, its inverse, zero point); a scale of -1 where a value is not finite."""
     largest, top = abs_max_bits(pattern), np.int32((1 << bits) - 1)
