@@ -24,6 +24,9 @@ N_LANES = 64
 SQUARED_ERROR, SQUARED_WEIGHT, SQUARED_DECODED, PRODUCT, MAX_ERROR = range(5)
 N_ERROR_SUMS = 5
 
+#: Where each sum's lanes begin.
+_LANES = tuple(np.uint64(k * N_LANES) for k in range(N_ERROR_SUMS))
+
 #: What `add_moments` counts, and the state that it carries from block to block.
 ZEROS, NON_FINITE = range(2)
 N_COUNTS = 2
@@ -33,14 +36,20 @@ N_MOMENTS = 7
 
 @helper
 def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
-    """Add one value and what it decodes to."""
+    """Add one value and what it decodes to.
+
+    The index is unsigned because Numba lets a signed one count from the end: that
+    test a value kept the loops around this from vectorising (3.4 ms per million
+    weights against 0.9).
+    """
+    at = np.uint64(lane)
     w, d = np.float64(weight), np.float64(decoded)
     e = w - d
-    lanes[SQUARED_ERROR * N_LANES + lane] += e * e
-    lanes[SQUARED_WEIGHT * N_LANES + lane] += w * w
-    lanes[SQUARED_DECODED * N_LANES + lane] += d * d
-    lanes[PRODUCT * N_LANES + lane] += w * d
-    lanes[MAX_ERROR * N_LANES + lane] = max(lanes[MAX_ERROR * N_LANES + lane], abs(e))
+    lanes[at] += e * e
+    lanes[at + _LANES[1]] += w * w
+    lanes[at + _LANES[2]] += d * d
+    lanes[at + _LANES[3]] += w * d
+    lanes[at + _LANES[4]] = max(lanes[at + _LANES[4]], abs(e))
 
 
 @helper
