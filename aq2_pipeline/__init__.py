@@ -6,7 +6,7 @@ out. One row is one list of weights, and its groups live inside the row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aq2_pipeline.errors import (
     Aq2Error,
@@ -22,7 +22,10 @@ from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_err
 from aq2_pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from duckdb import DuckDBPyConnection
+    from polars import LazyFrame
 
 __all__ = [
     "Aq2Error",
@@ -65,7 +68,7 @@ def register_pyarrow() -> None:
     pyarrow.register_pyarrow()
 
 
-def scan_safetensors(source: Any, *, raw: bool = False) -> Any:
+def scan_safetensors(source: str | PathLike[str], *, raw: bool = False) -> LazyFrame:
     """Return a safetensors file as a lazy layer table: see `aq2_pipeline.io.safetensors.scan_safetensors`."""
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 

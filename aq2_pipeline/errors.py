@@ -59,14 +59,15 @@ class Place:
         return text
 
 
-#: Text -> the last errors that went to an engine which makes new exceptions of class and text, as Polars does.
-_handed_over: OrderedDict[str, Aq2Error] = OrderedDict()
+#: Text -> (reason, hint, place) of the last errors that went to an engine which makes new exceptions of class and text,
+#: as Polars does. Not the errors: their tracebacks would keep the caller's frames alive.
+_handed_over: OrderedDict[str, tuple[str, str | None, Place]] = OrderedDict()
 _MOST_HANDED_OVER = 64
 
 
 def hand_over(error: Aq2Error) -> Aq2Error:
     """Remember an error's parts for the copy that an engine makes of it; return the error."""
-    _handed_over[str(error)] = error
+    _handed_over[str(error)] = (error.reason, error.hint, error.place)
     while len(_handed_over) > _MOST_HANDED_OVER:
         _handed_over.popitem(last=False)
     return error
@@ -93,7 +94,7 @@ class Aq2Error(Exception):
         original = None if hint or place else _handed_over.get(reason.partition("\n\n")[0])
         if original is not None:  # an engine's copy: the text is its own, the parts are the original's
             self._text = reason
-            self.reason, self.hint, self.place = original.reason, original.hint, original.place
+            self.reason, self.hint, self.place = original
 
     def __str__(self) -> str:
         if self._text is not None:

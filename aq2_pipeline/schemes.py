@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import operator
 import re
@@ -314,9 +315,8 @@ def _parse_text(text: str) -> Scheme:
         if match:
             break
     else:
-        close = difflib.get_close_matches(name.lower().strip(), known_names(), n=3, cutoff=0.0)
         msg = f"scheme: {text!r} is unknown"
-        raise SchemeError(msg, f"the closest known names are {', '.join(map(repr, close))}")
+        raise SchemeError(msg, _nearest(name.strip().lower()))
     if colon and method not in family.methods:
         known = ", ".join(map(repr, family.methods)) or "none"
         msg = f"scheme: {text!r} has the unknown method {method!r}"
@@ -328,6 +328,19 @@ def _parse_text(text: str) -> Scheme:
     params = family.params + ((group,) if family.grouped else ())
     default = family.methods[0] if family.methods else None
     return Scheme(name, family.codec, params, family.bit_width, group, method or default, dtype or None)
+
+
+def _nearest(name: str) -> str:
+    """Return a hint at what an unknown name may have meant: names that begin alike come first."""
+    if name.isdecimal():
+        return f"bits are an integer, {name}, and a name is 'int{name}_g{DEFAULT_GROUP}'"
+
+    def likeness(known: str) -> tuple[int, float]:
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, known, strict=False))
+        return len(list(alike)), difflib.SequenceMatcher(None, name, known).ratio()
+
+    close = sorted(known_names(), key=likeness, reverse=True)[:3]
+    return f"the closest known names are {', '.join(map(repr, close))}"
 
 
 def _group_of(suffix: str | None, text: str) -> int:

@@ -18,6 +18,9 @@ import aq2_pipeline
 import aq2_pipeline.polars
 from aq2_pipeline import errors, layout, policy, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
+from aq2_pipeline.io import safetensors
+from aq2_pipeline.udfs import duckdb as duckdb_udfs
+from aq2_pipeline.udfs import pyarrow as pyarrow_udfs
 
 ROOT = Path(__file__).parents[1]
 STAMP = "<!-- Written by docs/generate.py from the code; edit that. -->\n\n"
@@ -317,10 +320,39 @@ def readme() -> str:
     return head + begin + function_table("docs/reference/") + end + tail
 
 
+def documented(name: str, thing: Any, level: str) -> str:
+    """Return the section of a public name: how it is called, and its documentation."""
+    called = (
+        signature(thing.__init__ if inspect.isclass(thing) else thing).replace("(self, ", "(").replace("(self)", "()")
+    )
+    return f"\n{level} {name}\n\n```text\n{name}{called}\n\n{inspect.getdoc(thing)}\n```\n"
+
+
+def python_page() -> str:
+    """Return the page of what the package exports beside the functions and the errors."""
+    parts = ["# Python\n\nWhat `aq2_pipeline` exports beside the [functions](functions.md) and [errors](errors.md).\n"]
+    things = {name: getattr(aq2_pipeline, name) for name in aq2_pipeline.__all__ if name not in FUNCTIONS}
+    forwarded = {
+        "register": duckdb_udfs.register,
+        "unregister": duckdb_udfs.unregister,
+        "register_pyarrow": pyarrow_udfs.register_pyarrow,
+        "scan_safetensors": safetensors.scan_safetensors,
+    }
+    for name, thing in things.items():
+        if inspect.isclass(thing) and issubclass(thing, Exception):
+            continue
+        parts.append(documented(name, forwarded.get(name, thing), "##"))
+        if inspect.isclass(thing):
+            methods = ((n, m) for n, m in vars(thing).items() if not n.startswith("_") and callable(m))
+            parts += (documented(f"{name}.{n}", m, "###") for n, m in methods)
+    return "".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """Return path -> text of every generated page."""
     reference = {
         "functions": functions_page,
+        "python": python_page,
         "schemes": schemes_page,
         "policies": policies_page,
         "errors": errors_page,

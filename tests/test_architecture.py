@@ -73,7 +73,7 @@ MAY_IMPORT = {
 #: room -> what it may import that others wrote; "*" is every room's share.
 THIRD_PARTY = {
     "*": {"numpy", "pyarrow"},
-    "": {"duckdb"},  # for type checkers
+    "": {"duckdb", "polars"},  # for type checkers
     "errors": set(),
     "threads": set(),
     "floats": {"numpy"},

@@ -191,6 +191,8 @@ def _not_safetensors(path: Path, start: bytes, n_header: int, size: int) -> Form
         return bad_file(path, "the file is a zip archive", "torch's zip files are pickles: convert it to safetensors")
     if start.startswith(_GGUF_MAGIC):
         return bad_file(path, "the file is GGUF, not safetensors")
+    if start.startswith((b"PAR1", b"ARROW1")):
+        return bad_file(path, "the file is Parquet or Arrow, not safetensors", "read it with Polars or DuckDB")
     if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
         return bad_file(path, "pickle formats are not read", "convert it to safetensors where you trust it")
     if n_header > size - 8:
