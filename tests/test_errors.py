@@ -1,7 +1,9 @@
 """Errors: complete texts, and places that survive engines and pickling."""
 
+import gc
 import math
 import pickle
+import weakref
 
 import polars as pl
 import pytest
@@ -39,3 +41,20 @@ def test_errors_pickle_with_their_place():
         aq2_pipeline.quantize(BAD["w"], 4)
     copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
     assert (copy.row, copy.position, str(copy)) == (1, 1, str(caught.value))
+
+
+def test_a_caught_error_keeps_no_frame_alive():
+    """What is remembered for Polars' copies are parts of errors, not tracebacks."""
+
+    class Token:
+        pass
+
+    def caller():
+        token = Token()
+        with pytest.raises(InputValueError):
+            BAD.select(pl.col("w").aq2.quantize(4))
+        return weakref.ref(token)
+
+    alive = caller()
+    gc.collect()
+    assert alive() is None
