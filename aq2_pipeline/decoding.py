@@ -76,9 +76,12 @@ class Decoding:
         found = wanted_schemes(names, self.valid.copy(), self.failures)
         for row in self.failures:
             self.valid[row] = False
+        import pyarrow.compute as pc  # noqa: PLC0415 - it takes longer to import than this package
+
         stored = []
+        texts = names.cast(pa.large_string())
         for scheme, rows in found:
-            plain = np.array([names[row].as_py() == scheme.name for row in rows.tolist()], bool)
+            plain = pc.equal(texts, scheme.name).fill_null(False).to_numpy(zero_copy_only=False)[rows]  # noqa: FBT003
             for row in rows[~plain].tolist():
                 msg = f"the scheme {names[row].as_py()!r} is no stored name"
                 self._fail(row, SchemeError(msg, f"a stored row says {scheme.name!r}"))

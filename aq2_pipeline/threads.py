@@ -23,7 +23,7 @@ __all__ = ["run", "thread_limit"]
 def thread_limit() -> int:
     """Return the number of threads that may work at once: `AQ2_NUM_THREADS`, or the cores of this process."""
     asked = os.environ.get("AQ2_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
+    if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
