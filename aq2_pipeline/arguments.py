@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.functions import Argument, Function
 
-__all__ = ["as_argument", "exports_arrow", "is_column", "over_chunks"]
+__all__ = ["as_argument", "as_array", "exports_arrow", "is_column", "over_chunks"]
 
 #: What one value of an argument is for all rows, where it is a list by itself.
 _LISTS = {"shape": INTS, "importance": FLOATS}
@@ -56,15 +56,26 @@ def as_argument(function: Function, argument: Argument, value: Any, n: int) -> A
     column = is_column(argument, value)
     if argument.kind == "scheme" and not column:
         return value
-    try:
-        array = _array(argument, value) if column else _repeated(argument, value, n)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        msg = f"{argument.name} makes no column: {error}"
-        raise InputTypeError(msg).at(function=function.sql_name) from None
+    array = as_array(function, argument, value, None if column else n)
     if len(array) != n:
         msg = f"{argument.name} has {len(array)} rows, {function.arguments[0].name} has {n}"
         raise InputTypeError(msg).at(function=function.sql_name)
     return array
+
+
+def as_array(function: Function, argument: Argument, value: Any, n: int | None = None) -> pa.Array:
+    """Return a column, or one value `n` times, as a pyarrow array.
+
+    Raises
+    ------
+    InputTypeError
+        For what makes no column.
+    """
+    try:
+        return _array(argument, value) if n is None else _repeated(argument, value, n)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        msg = f"{argument.name} makes no column: {error}"
+        raise InputTypeError(msg).at(function=function.sql_name) from None
 
 
 def _array(argument: Argument, value: Any) -> pa.Array:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline import arrow, layout, schemes
+from aq2_pipeline.arguments import as_array, is_column
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS
 
@@ -97,12 +98,12 @@ def scheme_argument(scheme: Any) -> Scheme | pa.Array:
     ------
     SchemeError
         For one that cannot be; those of a column are checked row by row.
+    InputTypeError
+        For what makes no column.
     """
-    if hasattr(scheme, "__arrow_c_stream__"):
-        return pa.chunked_array(scheme).combine_chunks()
-    if hasattr(scheme, "__arrow_c_array__") or isinstance(scheme, list | np.ndarray):
-        return pa.array(scheme)
-    return schemes.parse(scheme)
+    function = FUNCTIONS["quantize"]
+    argument = function.arguments[1]
+    return as_array(function, argument, scheme) if is_column(argument, scheme) else schemes.parse(scheme)
 
 
 def flat_schema(schema: pa.Schema, *, with_error: bool) -> pa.Schema:

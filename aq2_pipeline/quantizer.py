@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import policy, schemes, threads
@@ -16,8 +17,6 @@ from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    import numpy as np
 
     Progress = Callable[[str, float], Any]
 
@@ -346,7 +345,7 @@ def _quantized_batches(
 
 def _is_false(answer: Any) -> bool:
     """Whether a callback returned False, of Python's or NumPy's; None and 0 go on."""
-    return type(answer).__name__ in {"bool", "bool_"} and not answer
+    return isinstance(answer, bool | np.bool_) and not answer
 
 
 def _warn_of(n_failed: int, n: int, what: str) -> None:

@@ -21,6 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 #: Rooms as they are named below: a module, or a folder with all that is in it.
 FUNCTIONS = {"functions", "policy", "schemes", "layout", "errors"}
 LEFT_OF_WRAPPER = FUNCTIONS | {
+    "arguments",
     "arrow",
     "build",
     "codecs",

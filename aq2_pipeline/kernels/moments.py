@@ -45,11 +45,11 @@ def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
     at = np.uint64(lane)
     w, d = np.float64(weight), np.float64(decoded)
     e = w - d
-    lanes[at] += e * e
-    lanes[at + _LANES[1]] += w * w
-    lanes[at + _LANES[2]] += d * d
-    lanes[at + _LANES[3]] += w * d
-    lanes[at + _LANES[4]] = max(lanes[at + _LANES[4]], abs(e))
+    lanes[at + _LANES[SQUARED_ERROR]] += e * e
+    lanes[at + _LANES[SQUARED_WEIGHT]] += w * w
+    lanes[at + _LANES[SQUARED_DECODED]] += d * d
+    lanes[at + _LANES[PRODUCT]] += w * d
+    lanes[at + _LANES[MAX_ERROR]] = max(lanes[at + _LANES[MAX_ERROR]], abs(e))
 
 
 @helper
