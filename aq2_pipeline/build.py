@@ -12,7 +12,7 @@ from aq2_pipeline.layout import FLOATS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aq2_pipeline.arrow import Array
+    from aq2_pipeline.weights import Array
 
 
 def offsets_of(sizes: Array) -> Array:

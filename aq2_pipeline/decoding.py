@@ -16,10 +16,10 @@ from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array, Weights
 
 _REQUIRED = ("scheme", "length", "quantized_data", "scales", "zero_points")
 
@@ -51,8 +51,8 @@ class Decoding:
         self.lengths = np.zeros(n, np.int64)
         self.row_lengths = np.zeros(n, np.int64)
         self._data = arrow.read_bytes(fields["quantized_data"], self.valid)
-        self._scales = arrow.read_weights(fields["scales"], None, self.valid, name="scales")
-        self._zeros = arrow.read_weights(fields["zero_points"], None, self.valid, name="zero_points")
+        self._scales = arrow.read_floats(fields["scales"], self.valid, name="scales")
+        self._zeros = arrow.read_floats(fields["zero_points"], self.valid, name="zero_points")
         for column in (self._data, self._scales, self._zeros):
             for row, error in column.failures.items():
                 self._fail(row, error)
@@ -109,7 +109,7 @@ class Decoding:
                 msg = f"{scheme.name!r} with {self.lengths[rows[k]]} weights has {want[k]} {name}, found {found[k]}"
                 self._fail(int(rows[k]), InputValueError(msg))
 
-    def _check_numbers(self, name: str, lists: arrow.Weights, rows: Array, low: float, high: float) -> None:
+    def _check_numbers(self, name: str, lists: Weights, rows: Array, low: float, high: float) -> None:
         good = np.isfinite(lists.values) & (lists.values >= low) & (lists.values <= high)
         good[lists.nulls] = False
         bad = np.flatnonzero(~good)
@@ -134,10 +134,9 @@ class Decoding:
         for scheme, rows in self._parts:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
             sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data, scales, zeros = (
-                (column.values, *span(column.starts[pieces.rows] + pieces.within(size), size))
-                for column, size in zip((self._data, self._scales, self._zeros), sizes, strict=True)
-            )
+            data = (self._data.values, *pieces.spans(self._data.starts, sizes.data))
+            scales = (self._scales.values, *pieces.spans(self._scales.starts, sizes.scales, of_groups=True))
+            zeros = (self._zeros.values, *pieces.spans(self._zeros.starts, sizes.zero_points, of_groups=True))
             target = span(offsets[pieces.rows] + pieces.offsets, pieces.lengths)
             status = np.full(pieces.rows.size, -1, np.int64)
             arguments = (*data, *scales, *zeros, frozen(pieces.row_lengths), values, *target, status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,17 +12,17 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, build, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, in_order, slices, span, wanted_schemes
+from aq2_pipeline.pieces import LATER, block_size, cut, frozen, in_order, slices, source, span, step, wanted_schemes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import pyarrow as pa
 
-    from aq2_pipeline.arrow import Array, Weights
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array, Weights
 
 _LARGEST_SIZE = np.iinfo(np.int64).max
 _NO_FLOATS = np.empty(0, np.float32)
@@ -37,6 +36,43 @@ class Part:
     scheme: Scheme
     rows: Array
     weights: Weights
+
+
+@dataclass
+class Read:
+    """A part as kernels work through it.
+
+    Attributes
+    ----------
+    part : Part
+    pieces : Pieces
+    given : tuple
+        What kernels read of the pieces, from `kind` on, as `kernels.rows` names it.
+    n_scratch : int
+        Floats of scratch that a call needs.
+    status : int64 array
+        What the kernels say of each piece.
+    bounds : int64 array or None
+        The measure of the whole group, for each slice of one.
+    """
+
+    part: Part
+    pieces: Pieces
+    given: tuple[Any, ...]
+    n_scratch: int
+    status: Array
+    bounds: Array | None = None
+
+    def slices(self) -> Iterator[tuple[int, int, Array]]:
+        """Yield ranges of pieces for one call each, with the parameters that their kernels are told."""
+        params = frozen(self.part.scheme.params)
+        if self.bounds is None:
+            yield from ((first, last, params) for first, last in slices(self.pieces.lengths))
+            return
+        for first, last in slices(self.pieces.lengths):
+            for k in range(first, last):
+                sliced = self.pieces.slices[k] > 0
+                yield k, k + 1, frozen([*params, *self.bounds[k]]) if sliced else params
 
 
 class Encoded(NamedTuple):
@@ -152,8 +188,8 @@ class Encoding:
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
             sizes = part.scheme.codec.sizes(self.lengths[part.rows], self.row_lengths[part.rows], part.scheme.params)
-            for target, source in zip(whole, sizes, strict=True):
-                target[part.rows] = source
+            for target, found in zip(whole, sizes, strict=True):
+                target[part.rows] = found
         return whole
 
     def names(self) -> pa.Array:
@@ -163,13 +199,33 @@ class Encoding:
             index[part.rows] = k
         return build.texts([part.scheme.name for part in self.parts], index, self.valid)
 
-    def _inputs(self, part: Part) -> tuple[Pieces, tuple[Array, ...], Array]:
+    def _read_by_kernels(self, part: Part) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
-        source = span(part.weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, block_size(part.weights))
+        *weights, n_scratch = source(part.weights, pieces)
         unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
-        given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
-        return pieces, given, np.full(pieces.rows.size, -1, np.int64)
+        given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
+        return Read(part, pieces, given, n_scratch, np.full(pieces.rows.size, -1, np.int64))
+
+    def _measured(self, reads: list[Read], n_threads: int | None) -> None:
+        """Measure the groups that are cut into slices: each slice gets the bounds of its whole group."""
+        from aq2_pipeline.kernels.rows import measure_rows  # noqa: PLC0415 - kernels load at their first use
+
+        long = [read for read in reads if read.pieces.slices.any()]
+        bounds = [np.zeros((read.status.size, 2), np.int64) for read in long]
+        tasks = []
+        for read, found in zip(long, bounds, strict=True):
+            arguments = (*read.given[:5], found.reshape(-1))
+            codec = read.part.scheme.codec
+            tasks += [
+                [step(measure_rows, read.n_scratch, codec.measure, k, k + 1, *arguments)]
+                for k in np.flatnonzero(read.pieces.slices).tolist()
+            ]
+        threads.run(tasks, n_threads)
+        for read, found in zip(long, bounds, strict=True):
+            firsts = np.flatnonzero(read.pieces.slices != LATER)
+            whole = np.maximum.reduceat(found, firsts)
+            read.bounds = np.repeat(whole, np.diff([*firsts, read.status.size]), axis=0)
 
     def encode(self, n_threads: int | None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing."""
@@ -178,22 +234,22 @@ class Encoding:
         data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
         data = np.empty(data_at[-1], np.uint8)
         scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
+        reads = [self._read_by_kernels(part) for part in self.parts]
+        self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
-        results = []
-        for part in self.parts:
-            scheme = part.scheme
-            pieces, given, status = self._inputs(part)
+        for read in reads:
+            scheme, pieces = read.part.scheme, read.pieces
             sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data_span, scale_span, zero_span = (
-                span(at[pieces.rows] + pieces.within(size), size)
-                for at, size in zip((data_at, scales_at, zeros_at), sizes, strict=True)
+            data_span = pieces.spans(data_at, sizes.data)
+            scale_span = pieces.spans(scales_at, sizes.scales, of_groups=True)
+            zero_span = pieces.spans(zeros_at, sizes.zero_points, of_groups=True)
+            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status)
+            tasks += (
+                [step(encode_rows, read.n_scratch, scheme.codec.encode, params, a, b, *read.given, *taken)]
+                for a, b, params in read.slices()
             )
-            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
-            encode, params = scheme.codec.encode, frozen(scheme.params)
-            tasks += ([partial(encode_rows, encode, params, a, b, *given, *taken)] for a, b in slices(pieces.lengths))
-            results.append((part, pieces, status))
         threads.run(tasks, n_threads)
-        self._collect(results)
+        self._collect(reads)
         return Encoded(data_at, data, scales_at, scales, zeros_at, zeros)
 
     def error_sums(self, n_threads: int | None) -> Array:
@@ -202,26 +258,26 @@ class Encoding:
         from aq2_pipeline.kernels.rows import error_rows  # noqa: PLC0415
 
         sums = np.zeros((self.lengths.size, N_ERROR_SUMS))
+        reads = [self._read_by_kernels(part) for part in self.parts]
+        self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
-        results = []
-        for part in self.parts:
-            pieces, given, status = self._inputs(part)
-            where = (frozen(pieces.rows), frozen(pieces.offsets))
-            error, params = part.scheme.codec.error, frozen(part.scheme.params)
-            for steps in in_order(pieces):
-                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), status)
-                tasks.append([partial(error_rows, error, params, a, b, *where, *given, *taken) for a, b in steps])
-            results.append((part, pieces, status))
+        for read in reads:
+            error = read.part.scheme.codec.error
+            given = (frozen(read.pieces.rows), frozen(read.pieces.offsets), *read.given)
+            for run in in_order(read.pieces, read.slices()):
+                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), read.status)
+                tasks.append([step(error_rows, read.n_scratch, error, p, a, b, *given, *taken) for a, b, p in run])
         threads.run(tasks, n_threads)
-        self._collect(results)
+        self._collect(reads)
         return sums
 
-    def _collect(self, results: list[tuple[Part, Pieces, Array]]) -> None:
+    def _collect(self, reads: list[Read]) -> None:
         """Turn the statuses of pieces into failures of rows."""
-        for part, pieces, status in results:
+        for read in reads:
+            pieces, status = read.pieces, read.status
             for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
                 row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
-                self.failures[row] = _value_error(part.weights, part.scheme, row, position)
+                self.failures[row] = _value_error(read.part.weights, read.part.scheme, row, position)
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
@@ -237,10 +293,8 @@ def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
 
 def _value_error(weights: Weights, scheme: Scheme, row: int, position: int) -> Aq2Error:
     """Say what is wrong with the value that a kernel stopped at."""
-    at = int(weights.starts[row]) + position
-    value = float(weights.values[at])
-    if weights.source is not None and np.isinf(value) and np.isfinite(weights.source[at]):
-        value = float(weights.source[at])
+    value = weights.value(row, position)
+    if np.isfinite(value) and abs(value) > float(np.finfo(np.float32).max):
         error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
     elif np.isfinite(value):
         error = InputValueError(f"the value {value!r} does not fit {scheme.name!r}", "store this layer as 'f32'")

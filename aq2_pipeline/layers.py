@@ -17,8 +17,8 @@ from aq2_pipeline.functions import FUNCTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array
 
     Shape = Sequence[int | None]
 

@@ -12,7 +12,7 @@ from support.samples import bell
 
 import aq2_pipeline
 from aq2_pipeline import ArrowQuantV2, layout
-from aq2_pipeline.kernels import rows
+from aq2_pipeline.kernels import rows, widening
 
 
 @pytest.fixture
@@ -22,9 +22,11 @@ def seen(monkeypatch):
     encode_rows = rows.encode_rows
 
     def recording(*args):
-        _, _, first, last, values, starts, stops = args[:7]
-        spans = [(values.ctypes.data + 4 * int(starts[k]), 4 * int(stops[k] - starts[k])) for k in range(first, last)]
-        calls.append({"spans": spans, "data": args[11].ctypes.data, "scales": args[14].ctypes.data})
+        _, _, first, last, kind, values, raw, starts, stops = args[:9]
+        source, size = (values, 4) if kind == widening.DIRECT else (raw, 1)
+        ends = [(int(starts[k]), int(stops[k])) for k in range(first, last)]
+        spans = [(source.ctypes.data + size * a, size * (b - a)) for a, b in ends]
+        calls.append({"spans": spans, "data": args[13].ctypes.data, "scales": args[16].ctypes.data})
         return encode_rows(*args)
 
     monkeypatch.setattr(rows, "encode_rows", recording)
