@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,17 @@ def _compiler() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="aq2-compile")
 
 
+#: Held while a kernel is compiled. A fork waits for it: a child would inherit Numba's lock taken, and hang.
+_compiling = threading.RLock()
+
+
+def _after_fork() -> None:
+    _compiling.release()
+    _compiler.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_compiler.cache_clear)
+    os.register_at_fork(before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_after_fork)
 
 
 class Kernel:
@@ -78,26 +88,30 @@ class Kernel:
         self.signature = signature
         self._dispatcher: Any = None
 
-    @functools.cached_property
+    @property
     def compiled(self) -> Any:
         """The Numba dispatcher.
 
         A helper thread makes it while this one waits: an interrupt that meets
         LLVM's callbacks would be swallowed, and a wait answers it.
         """
-        return _compiler().submit(self._compile).result()
+        return self._dispatcher or _compiler().submit(self._compile).result()
 
     def _compile(self) -> Any:
-        if self._dispatcher is None:  # the only thread that compiles has not been here
-            self._dispatcher = self._dispatched()
-            # Numba asks LLVM for these addresses whenever one kernel is handed to another, under a lock that an
-            # interrupt of the main thread can leave taken for ever; so they are looked up once, here.
-            for found in getattr(self._dispatcher, "overloads", {}).values():  # none where the JIT is off
-                address_of = functools.cache(found.library.get_pointer_to_function)
-                address_of(found.fndesc.llvm_cfunc_wrapper_name)
-                address_of(found.fndesc.llvm_func_name)
-                found.library.get_pointer_to_function = address_of
-        return self._dispatcher
+        with _compiling:
+            return self._dispatcher or self._compile_now()
+
+    def _compile_now(self) -> Any:
+        dispatcher = self._dispatched()
+        # Numba asks LLVM for these addresses whenever one kernel is handed to another, under a lock that an
+        # interrupt of the main thread can leave taken for ever; so they are looked up once, here.
+        for found in getattr(dispatcher, "overloads", {}).values():  # none where the JIT is off
+            address_of = functools.cache(found.library.get_pointer_to_function)
+            address_of(found.fndesc.llvm_cfunc_wrapper_name)
+            address_of(found.fndesc.llvm_func_name)
+            found.library.get_pointer_to_function = address_of
+        self._dispatcher = dispatcher
+        return dispatcher
 
     def _dispatched(self) -> Any:
         with warnings.catch_warnings():

@@ -12,6 +12,7 @@ from aq2_pipeline import schemes
 from aq2_pipeline.arguments import as_argument, is_column, over_chunks
 from aq2_pipeline.errors import Aq2Error, InputTypeError, hand_over
 from aq2_pipeline.functions import FUNCTIONS, check_constant, spelled_scheme
+from aq2_pipeline.udfs.polars_forks import refuse_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ def _run(function: Function, first: pl.Series, others: list[Any], *, batch: bool
         Whether the first column may be a part of a larger one.
     threads : int, optional
     """
+    refuse_after_fork(function.name)
     n = len(first)
     given = []
     for argument, value in zip(function.arguments[1:], others, strict=False):
@@ -111,6 +113,7 @@ def _callable(name: str, others: _Others) -> Callable[[pl.Series], pl.Series]:
 def _expression(name: str, first: IntoExpr, *others: Any) -> pl.Expr:
     """Build the expression of a call; what is not an expression or a column is a constant, checked now."""
     function = FUNCTIONS[name]
+    refuse_after_fork(function.name)
     columns = [pl.col(first) if isinstance(first, str) else first]
     told: list[tuple[str, Any]] = []
     for argument, value in zip(function.arguments[1:], others, strict=False):
