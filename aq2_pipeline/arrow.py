@@ -9,7 +9,6 @@ read. What a null row owns is garbage.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from aq2_pipeline import views
 from aq2_pipeline.errors import InputTypeError, InputValueError
 from aq2_pipeline.floats import float32_of
+from aq2_pipeline.shapes import nested_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from aq2_pipeline.errors import Aq2Error
@@ -71,6 +70,8 @@ class Weights:
 
     def fail_null_elements(self) -> None:
         """Set aside every row that holds a null element."""
+        if not self.nulls.size:
+            return
         first = np.searchsorted(self.nulls, self.starts)
         for row in np.flatnonzero(self.valid & (first < np.searchsorted(self.nulls, self.stops))):
             position = int(self.nulls[first[row]] - self.starts[row])
@@ -116,24 +117,25 @@ def _spans(array: pa.Array) -> tuple[Array, Array]:
     kind, n, first, buffers = array.type, len(array), array.offset, array.buffers()
     if pt.is_fixed_size_list(kind) or pt.is_fixed_size_binary(kind):
         width = kind.list_size if pt.is_fixed_size_list(kind) else kind.byte_width
-        offsets = (np.arange(n + 1, dtype=np.int64) + first) * width
-        return offsets[:-1].copy(), offsets[1:].copy()
+        starts = np.arange(first * width, (first + n) * width, width) if width else np.zeros(n, np.int64)
+        return starts, starts + width
     if pt.is_list_view(kind) or pt.is_large_list_view(kind):
         wide = np.int64 if pt.is_large_list_view(kind) else np.int32
         starts = _elements(buffers[1], wide, first, n).astype(np.int64)
         return starts, starts + _elements(buffers[2], wide, first, n)
     wide = np.int64 if pt.is_large_list(kind) or pt.is_large_binary(kind) or pt.is_large_string(kind) else np.int32
-    offsets = _elements(buffers[1], wide, first, n + 1 if n else 0).astype(np.int64)
-    return offsets[:-1].copy(), offsets[1:].copy()
+    offsets = _elements(buffers[1], wide, first, n + 1 if n else 0)
+    return offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
 
 
 def _checked(weights: Weights, size: int) -> None:
     """Empty the spans of null rows; set aside rows whose span is not in the values."""
-    weights.starts[~weights.valid] = 0
-    weights.stops[~weights.valid] = 0
+    if not weights.valid.all():
+        weights.starts[~weights.valid] = 0
+        weights.stops[~weights.valid] = 0
     bad = (weights.starts < 0) | (weights.stops < weights.starts) | (weights.stops > size)
-    for row in np.flatnonzero(bad):
-        weights.fail(int(row), InputValueError("the row's offsets do not address the column's values"))
+    for row in bad.nonzero()[0].tolist():
+        weights.fail(row, InputValueError("the row's offsets do not address the column's values"))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -218,13 +220,16 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> 
 def _used(weights: Weights, child: pa.Array) -> pa.Array:
     """Check the spans, and return the part of the values between the first and the last that a row addresses."""
     _checked(weights, len(child))
-    some = weights.stops > weights.starts
-    if not some.any():
+    some: Any = weights.stops > weights.starts
+    if some.all():
+        some = slice(None)  # a view instead of copies
+    elif not some.any():
         return child.slice(0, 0)
-    low = int(weights.starts[some].min())
-    weights.starts[some] -= low
-    weights.stops[some] -= low
-    return child.slice(low, int(weights.stops.max()))
+    low = int(weights.starts[some].min(initial=len(child)))
+    if low:
+        weights.starts[some] -= low
+        weights.stops[some] -= low
+    return child.slice(low, int(weights.stops.max(initial=0)))
 
 
 def _null_positions(child: pa.Array) -> Array:
@@ -272,11 +277,24 @@ def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:
         n = int(weights.lengths[row])
         hint = "say what the bytes hold in the scheme, e.g. 'int4_g128@bf16'"
         weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights", hint))
+    if dtype != "f32" and pt.is_binary_view(array.type):  # what is converted is read as a whole, which a window is not
+        data = _gathered(weights, data)
     data = _aligned(weights, data, kind.itemsize).view(kind)
     weights.values = _frozen(data if dtype == "f32" else float32_of(data, dtype))
     if dtype == "f64":
         weights.source = data
     return weights
+
+
+def _gathered(weights: Weights, data: Array) -> Array:
+    """Return the rows one after the other."""
+    used = weights.stops > weights.starts
+    rows = zip(weights.starts[used], weights.stops[used], strict=True)
+    data = np.concatenate([data[:0], *(data[a:b] for a, b in rows)])
+    lengths = weights.lengths
+    weights.stops = np.cumsum(lengths)
+    weights.starts = weights.stops - lengths
+    return data
 
 
 def _aligned(weights: Weights, data: Array, size: int) -> Array:
@@ -285,11 +303,7 @@ def _aligned(weights: Weights, data: Array, size: int) -> Array:
     shift = -data.ctypes.data % size
     if np.any((weights.starts[used] - shift) % size):
         shift = 0
-        rows = zip(weights.starts[used], weights.stops[used], strict=True)
-        data = np.concatenate([data[a:b] for a, b in rows])
-        lengths = weights.lengths
-        weights.stops = np.cumsum(lengths)
-        weights.starts = weights.stops - lengths
+        data = _gathered(weights, data)
     weights.starts, weights.stops = ((ends - shift) // size for ends in (weights.starts, weights.stops))
     weights.starts[~used] = weights.stops[~used] = 0
     return data[shift : shift + (data.size - shift) // size * size]
@@ -309,13 +323,19 @@ def read_bytes(array: pa.Array, valid: Array) -> Weights:
         msg = f"quantized_data is {array.type}"
         raise InputTypeError(msg, "expected binary")
     if pt.is_binary_view(array.type):
-        array = array.cast(pa.large_binary())
-    starts, stops = _spans(array)
-    buffer = array.buffers()[-1]
-    data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
+        _, told, *buffers = array.buffers()
+        told = _elements(told, np.uint8, 16 * array.offset, 16 * len(array))
+        data, starts, stops = views.spans(told, [_bytes_of(buffer) for buffer in buffers])
+    else:
+        starts, stops = _spans(array)
+        data = _bytes_of(array.buffers()[-1])
     weights = Weights(_frozen(data), starts, stops, validity(array) & valid)
     _checked(weights, data.size)
     return weights
+
+
+def _bytes_of(buffer: pa.Buffer | None) -> Array:
+    return np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
 
 
 def read_lists(array: pa.Array, name: str) -> list[list[Any] | None]:
@@ -337,24 +357,6 @@ def read_lists(array: pa.Array, name: str) -> list[list[Any] | None]:
     flat = array.values.to_pylist() if len(array) else []
     rows = zip(spans.starts.tolist(), spans.stops.tolist(), spans.valid.tolist(), strict=True)
     return [flat[a:b] if ok else None for a, b, ok in rows]
-
-
-def nested_shape(kind: pa.DataType) -> tuple[int, ...] | None:
-    """Return the shape that a type gives every row: a tensor's, or that of nested fixed-size lists."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return tuple(kind.shape)
-    shape = []
-    while pt.is_fixed_size_list(kind):
-        shape.append(kind.list_size)
-        kind = kind.value_type
-    return tuple(shape) if len(shape) > 1 else None
-
-
-def n_weights(shape: Sequence[int | None]) -> int:
-    """Return the product of a shape; -1 where an axis is null or negative."""
-    if any(axis is None or axis < 0 for axis in shape):
-        return -1
-    return math.prod(axis for axis in shape if axis is not None)
 
 
 def decoded(array: pa.Array) -> pa.Array:

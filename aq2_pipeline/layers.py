@@ -13,6 +13,7 @@ from aq2_pipeline import arrow, layout, schemes
 from aq2_pipeline.arguments import as_array, is_column
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.shapes import n_weights, nested_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,7 +181,7 @@ def quantize_rows(
 
 def _shapes(batch: pa.RecordBatch, columns: Columns, failures: dict[int, Aq2Error]) -> list[list[int] | None]:
     """Return each row's shape: its column, else the nesting of its type, else None."""
-    nested = arrow.nested_shape(batch["weights"].type)
+    nested = nested_shape(batch["weights"].type)
     known = [None if nested is None else list(nested)] * len(batch)
     if not columns.shape:
         return known
@@ -289,7 +290,7 @@ def check_chunk(scheme: Scheme, shape: Shape | None, tensor_shape: Shape | None,
     if tensor_shape is None or shape is None:
         msg = f"the row is a chunk without a {'tensor_shape' if tensor_shape is None else 'shape'}"
         raise InputValueError(msg, "a chunk has its own shape, and in tensor_shape the whole layer's")
-    n_whole, n_chunk = arrow.n_weights(tensor_shape), arrow.n_weights(shape)
+    n_whole, n_chunk = n_weights(tensor_shape), n_weights(shape)
     if n_whole < 0 or n_chunk < 0:
         told = f"tensor_shape {list(tensor_shape)}" if n_whole < 0 else f"shape {list(shape)}"
         msg = f"the {told} has an axis that is null or negative"
@@ -345,7 +346,7 @@ def _assembled(batch: pa.RecordBatch) -> pa.Array:
     lengths = batch["row_length"].to_pylist()
     for row, shape in enumerate(shapes):
         if shape is not None and lengths[row] is not None:
-            lengths[row] = arrow.n_weights(shape)
+            lengths[row] = n_weights(shape)
     fields = {name: batch[name] for name in needed} | {"length": pa.array(lengths, pa.int64())}
     mask = batch["scheme"].is_null()
     return pa.StructArray.from_arrays(list(fields.values()), list(fields), mask=mask)

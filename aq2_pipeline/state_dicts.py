@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.arrow import n_weights
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.layout import INTS
+from aq2_pipeline.shapes import n_weights
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
 
 if TYPE_CHECKING:

@@ -30,6 +30,8 @@ __all__ = [
     "weight_stats",
 ]
 
+#: Polars' own layouts: binary as views, which the older level copies.
+_AS_IT_IS = pl.CompatLevel.newest()
 #: The names that columns have in the struct that carries several into one call.
 _CARRIED = "__aq2_{}"
 
@@ -70,7 +72,8 @@ def _run(function: Function, first: pl.Series, others: list[Any], *, batch: bool
 
     chunks = [_arrow(function, function.arguments[0], chunk) for chunk in first.get_chunks() or [first]]
     results = over_chunks(function, chunks, given, threads, place)
-    result = pl.Series(pl.from_arrow(pa.chunked_array(results, function.result)))
+    found = results[0] if len(results) == 1 else pa.chunked_array(results, function.result)
+    result = pl.Series(pl.from_arrow(found, rechunk=False))  # of several chunks it would copy
     if len(result) != n:  # Polars does not notice
         msg = f"{function.sql_name} returned {len(result)} rows for {n}"
         raise Aq2Error(msg)
@@ -81,7 +84,7 @@ def _arrow(function: Function, argument: Argument, column: pl.Series) -> pa.Arra
     """Return a series of one chunk as Arrow holds it; objects would come as their addresses, in bytes."""
     try:
         if column.dtype != pl.Object:
-            return column.to_arrow()
+            return column.to_arrow(compat_level=_AS_IT_IS)
     except (pa.ArrowException, pl.exceptions.PanicException):  # a type that only Polars has, such as Int128
         pass
     msg = f"{argument.name} are {column.dtype}"
