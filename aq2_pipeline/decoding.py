@@ -11,7 +11,7 @@ import pyarrow.types as pt
 
 from aq2_pipeline import arrow, build, threads
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
+from aq2_pipeline.pieces import cut, frozen, sizes_of, slices, span, wanted_schemes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -101,7 +101,7 @@ class Decoding:
         self.lengths[~self.valid] = self.row_lengths[~self.valid] = 0
 
     def _check_sizes(self, scheme: Scheme, rows: Array) -> None:
-        expected = scheme.codec.sizes(self.lengths[rows], self.row_lengths[rows], scheme.params)
+        expected = sizes_of(scheme, self.lengths[rows], self.row_lengths[rows])
         columns = (self._data, self._scales, self._zeros)
         for name, want, column in zip(("bytes of data", "scales", "zero points"), expected, columns, strict=True):
             found = column.lengths[rows]
@@ -128,17 +128,15 @@ class Decoding:
         from aq2_pipeline.kernels.rows import decode_rows  # noqa: PLC0415 - kernels load at their first use
 
         offsets = build.offsets_of(self.lengths)
-        values = np.empty(offsets[-1], np.float32)
+        values = build.empty(offsets[-1], np.float32)
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for scheme, rows in self._parts:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
-            sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data, scales, zeros = (
-                (column.values, *span(column.starts[pieces.rows] + pieces.within(size), size))
-                for column, size in zip((self._data, self._scales, self._zeros), sizes, strict=True)
-            )
-            target = span(offsets[pieces.rows] + pieces.offsets, pieces.lengths)
+            columns = (self._data, self._scales, self._zeros)
+            spans = pieces.spans(scheme, [(c.starts, np.where(self.valid, c.stops, c.starts)) for c in columns])
+            data, scales, zeros = ((column.values, *ends) for column, ends in zip(columns, spans, strict=True))
+            target = span(pieces.of(offsets[:-1]) + pieces.offsets, pieces.lengths)
             status = np.full(pieces.rows.size, -1, np.int64)
             arguments = (*data, *scales, *zeros, frozen(pieces.row_lengths), values, *target, status)
             decode, params = scheme.codec.decode, frozen(scheme.params)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, build, threads
+from aq2_pipeline import arrow, build, columns, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, in_order, slices, span, wanted_schemes
+from aq2_pipeline.pieces import cut, frozen, in_order, sizes_of, slices, span, wanted_schemes
+from aq2_pipeline.shapes import n_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from aq2_pipeline.arrow import Array, Weights
+    from aq2_pipeline.columns import Column
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
@@ -74,13 +76,13 @@ class Encoding:
 
     def __init__(
         self,
-        weights: pa.Array,
+        weights: Column,
         scheme: Any,
         shape: pa.Array | None,
         importance: pa.Array | None,
         skip: Collection[int] = (),
     ) -> None:
-        active = arrow.validity(weights)
+        active = columns.validity(weights)
         active[list(skip)] = False
         self.failures: Failures = {}
         self.valid = np.zeros(active.size, bool)
@@ -91,20 +93,23 @@ class Encoding:
         self._read_shapes(shape)
         self.sizes = self._sizes()
 
-    def _read(self, weights: pa.Array, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
+    def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
         dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
         read = {}
         for dtype in dtypes:
-            mine = np.zeros(active.size, bool)
-            for scheme, rows in wanted:
-                mine[rows] |= scheme.input_dtype == dtype
+            mine = active
+            if len(wanted) != 1 or wanted[0][1].size != active.size:
+                mine = np.zeros(active.size, bool)
+                for scheme, rows in wanted:
+                    mine[rows] |= scheme.input_dtype == dtype
+                mine &= active
             try:
-                column = arrow.read_weights(weights, dtype, mine & active)
+                column = columns.read(weights, dtype, mine)
             except InputTypeError as error:
                 if len(dtypes) == 1:
                     raise
-                for row in np.flatnonzero(mine & active).tolist():
+                for row in np.flatnonzero(mine).tolist():
                     self.failures[row] = InputTypeError(error.reason, error.hint).at(row=row)
                 continue
             column.fail_null_elements()
@@ -149,26 +154,28 @@ class Encoding:
         self.lengths[row] = self.row_lengths[row] = 0
 
     def _sizes(self) -> Sizes:
+        if len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size:
+            return sizes_of(self.parts[0].scheme, self.lengths, self.row_lengths)
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
-            sizes = part.scheme.codec.sizes(self.lengths[part.rows], self.row_lengths[part.rows], part.scheme.params)
+            sizes = sizes_of(part.scheme, self.lengths[part.rows], self.row_lengths[part.rows])
             for target, source in zip(whole, sizes, strict=True):
                 target[part.rows] = source
         return whole
 
-    def names(self) -> pa.Array:
+    def names(self, mask: pa.Buffer | None) -> pa.Array:
         """Return the column of scheme names."""
         index = np.zeros(self.lengths.size, np.int64)
-        for k, part in enumerate(self.parts):
+        for k, part in enumerate(self.parts[1:], 1):
             index[part.rows] = k
-        return build.texts([part.scheme.name for part in self.parts], index, self.valid)
+        return build.texts([part.scheme.name for part in self.parts], index, self.valid, mask)
 
     def _inputs(self, part: Part) -> tuple[Pieces, tuple[Array, ...], Array]:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
-        source = span(part.weights.starts[pieces.rows] + pieces.offsets, pieces.lengths)
-        unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
-        given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
+        source = span(pieces.of(part.weights.starts) + pieces.offsets, pieces.lengths)
+        nowhere = frozen(np.zeros(pieces.rows.size, np.int64))
+        given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
         return pieces, given, np.full(pieces.rows.size, -1, np.int64)
 
     def encode(self, n_threads: int | None) -> Encoded:
@@ -176,18 +183,15 @@ class Encoding:
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
         data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
-        data = np.empty(data_at[-1], np.uint8)
-        scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
+        data = build.empty(data_at[-1], np.uint8)
+        scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
+        targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for part in self.parts:
             scheme = part.scheme
             pieces, given, status = self._inputs(part)
-            sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data_span, scale_span, zero_span = (
-                span(at[pieces.rows] + pieces.within(size), size)
-                for at, size in zip((data_at, scales_at, zeros_at), sizes, strict=True)
-            )
+            data_span, scale_span, zero_span = pieces.spans(scheme, targets)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
             encode, params = scheme.codec.encode, frozen(scheme.params)
             tasks += ([partial(encode_rows, encode, params, a, b, *given, *taken)] for a, b in slices(pieces.lengths))
@@ -225,7 +229,7 @@ class Encoding:
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
-    n = arrow.n_weights(shape)
+    n = n_weights(shape)
     if n < 0:
         return InputValueError(f"the shape {list(shape)} has an axis that is null or negative")
     if math.prod(axis or 1 for axis in shape) > _LARGEST_SIZE:  # an axis of 0 must not hide a row that has no length

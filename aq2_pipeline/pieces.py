@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline import arrow, schemes
+from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import Aq2Error, SchemeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from aq2_pipeline.arrow import Array
     from aq2_pipeline.schemes import Scheme
@@ -32,28 +33,56 @@ class Pieces(NamedTuple):
         Which row a piece is of, and the weight in it where it begins.
     lengths, row_lengths : int64 arrays
         Its weights, and those of its matrix rows.
+    whole : bool
+        Whether each piece is a row.
     """
 
     rows: Array
     offsets: Array
     lengths: Array
     row_lengths: Array
+    whole: bool = False
 
-    def within(self, sizes: Array) -> Array:
-        """Return where each piece begins in what its row writes, given what each piece writes."""
-        ends = np.cumsum(sizes)
+    def of(self, column: Array) -> Array:
+        """Return what a column with an entry a row has for each piece."""
+        return column if self.whole and self.rows.size == column.size else column[self.rows]
+
+    def spans(self, scheme: Scheme, targets: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+        """Yield the spans of the pieces in each buffer of their codes: data, scales, zero points.
+
+        Parameters
+        ----------
+        scheme : Scheme
+        targets : iterable of (starts, stops)
+            Where each row begins and ends in them.
+        """
+        if self.whole:
+            for starts, stops in targets:
+                yield frozen(self.of(starts)), frozen(self.of(stops))
+            return
+        sizes = scheme.codec.sizes(self.lengths, self.row_lengths, scheme.params)
         first = np.searchsorted(self.rows, self.rows)  # the first piece of the same row
-        begins: Array = ends - sizes
-        return begins - begins[first]
+        for (starts, _), size in zip(targets, sizes, strict=True):
+            begins = np.cumsum(size) - size
+            yield span(starts[self.rows] + begins - begins[first], size)
+
+
+def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
+    """Return what rows take; of equal rows, such as embeddings, only one is computed."""
+    if lengths.size < 2 or (lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any():  # noqa: PLR2004
+        return scheme.codec.sizes(lengths, row_lengths, scheme.params)
+    one = scheme.codec.sizes(lengths[:1], row_lengths[:1], scheme.params)
+    return Sizes(*(np.full_like(lengths, size[0]) for size in one))
 
 
 def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Pieces:
     """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does."""
-    whole = Pieces(rows, np.zeros_like(rows), lengths[rows], row_lengths[rows])
-    if not np.any(whole.lengths > SLICE_SIZE):
-        return whole
+    if rows.size < lengths.size:
+        lengths, row_lengths = lengths[rows], row_lengths[rows]
+    if lengths.max(initial=0) <= SLICE_SIZE:
+        return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
     parts: list[tuple[int, int, int, int]] = []
-    for row, length, row_length in zip(rows.tolist(), whole.lengths.tolist(), whole.row_lengths.tolist(), strict=True):
+    for row, length, row_length in zip(rows.tolist(), lengths.tolist(), row_lengths.tolist(), strict=True):
         unit = scheme.codec.piece(row_length, scheme.params) if length > SLICE_SIZE else 0
         if unit == 0:
             parts.append((row, 0, length, row_length))
@@ -66,7 +95,8 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Piec
                 for at in range(0, row_length, step):
                     size = min(step, row_length - at)
                     parts.append((row, start + at, size, size))
-    return Pieces(*(np.array(column, np.int64) for column in zip(*parts, strict=True)))
+    first, *others = (np.array(column, np.int64) for column in zip(*parts, strict=True))
+    return Pieces(first, others[0], others[1], others[2])
 
 
 def cut_anywhere(lengths: Array) -> Pieces:
@@ -81,7 +111,7 @@ def cut_anywhere(lengths: Array) -> Pieces:
 
 def slices(lengths: Array) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
-    ends = np.cumsum(lengths)
+    ends = lengths.cumsum()
     first = 0
     while first < lengths.size:
         done = ends[first - 1] if first else 0
