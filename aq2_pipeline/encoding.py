@@ -78,7 +78,7 @@ class Encoding:
         self,
         weights: Column,
         scheme: Any,
-        shape: pa.Array | None,
+        shape: pa.Array | list[Any] | None,
         importance: pa.Array | None,
         skip: Collection[int] = (),
     ) -> None:
@@ -131,11 +131,13 @@ class Encoding:
                 msg = f"the scheme {part.scheme.name!r} cannot use importance"
                 self._fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))
 
-    def _read_shapes(self, shape: pa.Array | None) -> None:
-        given = arrow.read_lists(shape, "shape") if shape is not None else [None] * self.valid.size
+    def _read_shapes(self, shape: pa.Array | list[Any] | None) -> None:
+        if shape is None and all(part.weights.shape is None for part in self.parts):
+            return
+        given = [None] * self.valid.size if shape is None else shape
+        if not isinstance(given, list):
+            given = arrow.read_lists(given, "shape")
         for part in self.parts:
-            if shape is None and part.weights.shape is None:
-                continue
             known: dict[tuple[int, ...], int] = {}
             for row in part.rows[self.valid[part.rows]].tolist():
                 of_row = part.weights.shape if given[row] is None else tuple(given[row])

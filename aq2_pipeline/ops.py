@@ -33,7 +33,7 @@ __all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "weight_s
 def quantize(
     weights: Column,
     scheme: Any,
-    shape: pa.Array | None = None,
+    shape: pa.Array | list[Any] | None = None,
     importance: pa.Array | None = None,
     *,
     n_threads: int | None = None,
@@ -47,8 +47,8 @@ def quantize(
         One row a list of weights; chunks are worked through in one job.
     scheme : int, str, Scheme, pyarrow.Array or list
         One for all rows, a column of integers or strings, or a list of schemes.
-    shape : pyarrow.Array, optional
-        A list of integers a row; its product is the row's length.
+    shape : pyarrow.Array or list, optional
+        A list of integers a row, or None; its product is the row's length.
     importance : pyarrow.Array, optional
         A list of floats a row.
     n_threads : int, optional
@@ -79,7 +79,7 @@ def quantize(
 def quantization_error(
     weights: Column,
     scheme: Any,
-    shape: pa.Array | None = None,
+    shape: pa.Array | list[Any] | None = None,
     importance: pa.Array | None = None,
     *,
     n_threads: int | None = None,

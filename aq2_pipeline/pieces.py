@@ -144,21 +144,42 @@ def span(starts: Array, sizes: Array) -> tuple[Array, Array]:
     return frozen(starts), frozen(starts + sizes)
 
 
+def _no_scheme(row: int) -> Aq2Error:
+    return SchemeError("the scheme is NULL", "give each row that has weights a scheme").at(row=row)
+
+
+def _listed(scheme: list[Scheme | None], active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+    found: dict[Scheme, list[int]] = {}
+    for row in active.nonzero()[0].tolist():
+        wanted = scheme[row]
+        if wanted is None:
+            failures[row] = _no_scheme(row)
+        else:
+            found.setdefault(wanted, []).append(row)
+    return [(wanted, np.array(rows, np.int64)) for wanted, rows in found.items()]
+
+
 def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
     """Return each scheme with the rows that want it, ascending; a wrong name in a column fails its rows.
 
     Parameters
     ----------
-    scheme : int, str, Scheme or pyarrow.Array
-        One scheme for all rows, or a column of integers or strings.
+    scheme : int, str, Scheme, pyarrow.Array or list
+        One scheme for all rows, a column of integers or strings, or a list of
+        Scheme or None a row.
     active : bool array
         Rows that have weights; the others want nothing.
     failures : dict
         Receives row -> SchemeError.
     """
+    if isinstance(scheme, list):
+        return _listed(scheme, active, failures)
     if not isinstance(scheme, pa.Array):
         return [(schemes.parse(scheme), np.arange(active.size))]
-    column = arrow.decoded(scheme)
+    return _told(arrow.decoded(scheme), active, failures)
+
+
+def _told(column: pa.Array, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
     kind = column.type
     text = pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
     if not (text or pt.is_integer(kind) or pt.is_null(kind)):
@@ -169,8 +190,7 @@ def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple
         raise SchemeError(msg)
     known = arrow.validity(column)
     for row in np.flatnonzero(active & ~known).tolist():
-        error = SchemeError("the scheme is NULL", "give each row that has weights a scheme")
-        failures[row] = error.at(row=row)
+        failures[row] = _no_scheme(row)
     if pt.is_null(kind):
         return []
     encoded = column.dictionary_encode()
