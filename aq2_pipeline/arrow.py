@@ -138,17 +138,19 @@ def _checked(weights: Weights, size: int) -> None:
         weights.fail(row, InputValueError("the row's offsets do not address the column's values"))
 
 
+_LISTS = {pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_FIXED_SIZE_LIST}
+_LISTS |= {pa.lib.Type_LIST_VIEW, pa.lib.Type_LARGE_LIST_VIEW}
+_BINARIES = {pa.lib.Type_BINARY, pa.lib.Type_LARGE_BINARY, pa.lib.Type_FIXED_SIZE_BINARY, pa.lib.Type_BINARY_VIEW}
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's five kinds of list."""
-    return any(
-        test(kind)
-        for test in (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
-    )
+    return kind.id in _LISTS
 
 
 def is_binary(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's four kinds of binary."""
-    return any(test(kind) for test in (pt.is_binary, pt.is_large_binary, pt.is_fixed_size_binary, pt.is_binary_view))
+    return kind.id in _BINARIES
 
 
 def read_weights(

@@ -83,7 +83,8 @@ class Encoding:
         skip: Collection[int] = (),
     ) -> None:
         active = columns.validity(weights)
-        active[list(skip)] = False
+        if skip:
+            active[list(skip)] = False
         self.failures: Failures = {}
         self.valid = np.zeros(active.size, bool)
         self.lengths = np.zeros(active.size, np.int64)
@@ -176,7 +177,7 @@ class Encoding:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
         source = span(pieces.of(part.weights.starts) + pieces.offsets, pieces.lengths)
-        nowhere = frozen(np.zeros(pieces.rows.size, np.int64))
+        nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
         return pieces, given, np.full(pieces.rows.size, -1, np.int64)
 

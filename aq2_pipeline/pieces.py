@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,11 +69,17 @@ class Pieces(NamedTuple):
 
 
 def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
-    """Return what rows take; of equal rows, such as embeddings, only one is computed."""
-    if lengths.size < 2 or (lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any():  # noqa: PLR2004
+    """Return what rows take; of equal rows, such as embeddings or one layer, only one is computed, and kept."""
+    n = lengths.size
+    if n == 0 or (n > 1 and ((lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any())):
         return scheme.codec.sizes(lengths, row_lengths, scheme.params)
-    one = scheme.codec.sizes(lengths[:1], row_lengths[:1], scheme.params)
-    return Sizes(*(np.full_like(lengths, size[0]) for size in one))
+    return Sizes(*(np.full(n, size, np.int64) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
+    sizes = scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)
+    return [int(size[0]) for size in sizes]
 
 
 def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Pieces:
