@@ -22,6 +22,7 @@ from aq2_pipeline.threads import set_limit, thread_limit
 from aq2_pipeline.udfs import polars as _polars  # noqa: F401 - registers the namespaces
 from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_error, quantize, weight_stats
 from aq2_pipeline.version import __version__ as __version__
+from aq2_pipeline.warming import warmup
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -47,6 +48,7 @@ __all__ = [
     "set_threads",
     "thread_limit",
     "unregister",
+    "warmup",
     "weight_stats",
 ]
 

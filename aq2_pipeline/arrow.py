@@ -112,6 +112,19 @@ def _elements(buffer: pa.Buffer | None, dtype: Any, first: int, n: int) -> Array
     return np.frombuffer(buffer, kind, n, first * kind.itemsize)
 
 
+def integers(array: pa.Array) -> Array:
+    """Return the values of an int64 column; what null rows own is garbage."""
+    return _elements(array.buffers()[1], np.int64, array.offset, len(array))
+
+
+def indices(array: pa.Array) -> tuple[list[Any], Array]:
+    """Return the distinct values of a column, and which of them each row is; -1 where it is null."""
+    encoded = array.dictionary_encode()
+    index = encoded.indices
+    values = _elements(index.buffers()[1], np.int32, index.offset, len(index))
+    return encoded.dictionary.to_pylist(), np.where(validity(index), values, -1)
+
+
 def _spans(array: pa.Array) -> tuple[Array, Array]:
     """Return (starts, stops) of a list or binary column in its values, unchecked; int64."""
     kind, n, first, buffers = array.type, len(array), array.offset, array.buffers()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline import arrow, build, threads
-from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
+from aq2_pipeline.errors import InputTypeError, InputValueError
 from aq2_pipeline.pieces import cut, frozen, sizes_of, slices, span, wanted_schemes
 
 if TYPE_CHECKING:
@@ -73,20 +73,10 @@ class Decoding:
         if not (pt.is_string(names.type) or pt.is_large_string(names.type) or pt.is_string_view(names.type)):
             msg = f"the field scheme is {names.type}"
             raise InputTypeError(msg, "expected string")
-        found = wanted_schemes(names, self.valid.copy(), self.failures)
+        found = wanted_schemes(names, self.valid.copy(), self.failures, stored=True)
         for row in self.failures:
             self.valid[row] = False
-        import pyarrow.compute as pc  # noqa: PLC0415 - it takes longer to import than this package
-
-        stored = []
-        texts = names.cast(pa.large_string())
-        for scheme, rows in found:
-            plain = pc.equal(texts, scheme.name).fill_null(False).to_numpy(zero_copy_only=False)[rows]  # noqa: FBT003
-            for row in rows[~plain].tolist():
-                msg = f"the scheme {names[row].as_py()!r} is no stored name"
-                self._fail(row, SchemeError(msg, f"a stored row says {scheme.name!r}"))
-            stored.append((scheme, rows[plain]))
-        return stored
+        return found
 
     def _read_lengths(self, length: pa.Array, row_length: pa.Array | None) -> None:
         self.lengths[:] = _int64(length, np.full(self.valid.size, -1))
@@ -174,5 +164,7 @@ def _int64(column: pa.Array, instead: Array) -> Array:
     if not pt.is_integer(column.type):
         msg = f"length and row_length are {column.type}"
         raise InputTypeError(msg, "expected int64")
-    values = column.fill_null(0).cast(pa.int64(), safe=False)  # a forged uint64 becomes negative, and is refused
-    return np.where(arrow.validity(column), values.to_numpy(), instead)
+    valid = arrow.validity(column)
+    if not pt.is_int64(column.type):
+        column = column.fill_null(0).cast(pa.int64(), safe=False)  # a forged uint64 becomes negative, and is refused
+    return np.where(valid, arrow.integers(column), instead)

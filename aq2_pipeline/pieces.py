@@ -166,7 +166,9 @@ def _listed(scheme: list[Scheme | None], active: Array, failures: Failures) -> l
     return [(wanted, np.array(rows, np.int64)) for wanted, rows in found.items()]
 
 
-def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+def wanted_schemes(
+    scheme: Any, active: Array, failures: Failures, *, stored: bool = False
+) -> list[tuple[Scheme, Array]]:
     """Return each scheme with the rows that want it, ascending; a wrong name in a column fails its rows.
 
     Parameters
@@ -178,15 +180,17 @@ def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple
         Rows that have weights; the others want nothing.
     failures : dict
         Receives row -> SchemeError.
+    stored : bool
+        Whether a column holds stored names, which say neither method nor input dtype.
     """
     if isinstance(scheme, list):
         return _listed(scheme, active, failures)
     if not isinstance(scheme, pa.Array):
         return [(schemes.parse(scheme), np.arange(active.size))]
-    return _told(arrow.decoded(scheme), active, failures)
+    return _told(arrow.decoded(scheme), active, failures, stored=stored)
 
 
-def _told(column: pa.Array, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+def _told(column: pa.Array, active: Array, failures: Failures, *, stored: bool) -> list[tuple[Scheme, Array]]:
     kind = column.type
     text = pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
     if not (text or pt.is_integer(kind) or pt.is_null(kind)):
@@ -200,15 +204,17 @@ def _told(column: pa.Array, active: Array, failures: Failures) -> list[tuple[Sch
         failures[row] = _no_scheme(row)
     if pt.is_null(kind):
         return []
-    encoded = column.dictionary_encode()
-    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    names, index = arrow.indices(column)
     found: dict[Scheme, Array] = {}
-    for k, name in enumerate(encoded.dictionary.to_pylist()):
+    for k, name in enumerate(names):
         rows = np.flatnonzero((index == k) & active)
         if rows.size == 0:
             continue
         try:
             parsed = schemes.parse(name)
+            if stored and parsed.name != name:
+                msg = f"the scheme {name!r} is no stored name"
+                raise SchemeError(msg, f"a stored row says {parsed.name!r}")  # noqa: TRY301
         except SchemeError as error:
             failures.update((row, SchemeError(error.reason, error.hint).at(row=row)) for row in rows.tolist())
         else:

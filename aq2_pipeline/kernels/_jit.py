@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import os
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numba import njit, types
@@ -71,6 +75,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_after_fork)
 
 
+@functools.cache
+def _find_blas() -> None:
+    """Tell Numba whether SciPy's BLAS is there, without importing it: that is most of a first call's time.
+
+    Numba asks once, when its first function is compiled or loaded, by importing
+    `scipy.linalg`: 0.34 of 0.89 s. Whoever uses a BLAS function imports it then.
+    """
+    if "scipy.linalg" in sys.modules or "numba.np.arraymath" in sys.modules:
+        return
+    from numba.np import linalg  # noqa: PLC0415 - it is part of the first call
+
+    asked = linalg.ensure_blas
+    linalg.ensure_blas = _look_for_blas
+    try:
+        from numba.np import arraymath  # noqa: PLC0415
+
+        vars(arraymath)["ensure_blas"] = asked
+    finally:
+        linalg.ensure_blas = asked
+
+
+def _look_for_blas() -> None:
+    found = importlib.util.find_spec("scipy")
+    folders = (found.submodule_search_locations if found else None) or []
+    if not any(next(Path(folder, "linalg").glob("cython_blas.*"), None) for folder in folders):
+        raise ImportError
+
+
 class Kernel:
     """A function with one signature, compiled (or read from the cache) at its first use.
 
@@ -116,12 +148,21 @@ class Kernel:
         return dispatcher
 
     def _dispatched(self) -> Any:
+        _find_blas()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaWarning)
             try:
                 return njit(self.signature, cache=True, **OPTIONS)(self.py_func)
-            except RuntimeError:  # "no locator available": no folder holds a cache, which costs time only
-                return njit(self.signature, **OPTIONS)(self.py_func)
+            except Exception:  # noqa: BLE001 - no folder holds a cache, or it is full or damaged, which costs time only
+                self._empty_cache()
+            with contextlib.suppress(Exception):
+                return njit(self.signature, cache=True, **OPTIONS)(self.py_func)
+            return njit(self.signature, **OPTIONS)(self.py_func)  # what is wrong with the function itself is told here
+
+    def _empty_cache(self) -> None:
+        """Begin the function's cache anew, so that a damaged one does not cost every process its time."""
+        with contextlib.suppress(Exception):
+            njit(cache=True, **OPTIONS)(self.py_func)._cache.flush()  # noqa: SLF001 - Numba has no other way
 
     def __call__(self, *args: Any) -> Any:
         """Run the compiled function."""
