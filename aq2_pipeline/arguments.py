@@ -114,7 +114,7 @@ def over_chunks(
     ----------
     function : Function
     chunks : sequence of pyarrow.Array
-        One at the least, all of one type.
+        One at the least.
     others : sequence
         As `as_argument` returns them.
     n_threads : int, optional
@@ -127,7 +127,7 @@ def over_chunks(
     list of pyarrow.Array
         A result a chunk, or one for all of them.
     """
-    if function.takes_chunks or len(chunks) == 1:
+    if len(chunks) == 1 or (function.takes_chunks and len({chunk.type for chunk in chunks}) == 1):
         column = chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks)
         try:
             return [function(column, *others, n_threads=n_threads)]
