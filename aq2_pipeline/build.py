@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.arrow import Array
 
+#: Rows up to which a column of equal names is kept for the next call.
+_MOST_KEPT = 1 << 17
 _FLOAT, _DOUBLE, _INT, _BYTES = pa.float32(), pa.float64(), pa.int64(), pa.large_binary()
 
 
@@ -32,6 +35,13 @@ def empty(n: int, dtype: Any) -> Array:
     """
     size = int(n) * np.dtype(dtype).itemsize
     return np.frombuffer(pa.allocate_buffer(size), dtype) if size else np.empty(0, dtype)
+
+
+def filled(n: int, value: int) -> Array:
+    """Return an int64 array of equal values, of the pool's memory."""
+    array = empty(n, np.int64)
+    array.fill(value)
+    return array
 
 
 def bitmap(valid: Array) -> pa.Buffer | None:
@@ -60,14 +70,22 @@ def doubles(values: Array, mask: pa.Buffer | None) -> pa.Array:
     return pa.Array.from_buffers(_DOUBLE, values.size, [mask, pa.py_buffer(values)])
 
 
+@functools.lru_cache(maxsize=8)
+def _repeated(name: str, n: int) -> tuple[pa.Buffer, pa.Buffer]:
+    """Return the offsets and the data of n equal names; batches of a stream are as long as the one before."""
+    one = np.array(name.encode())
+    offsets = filled(n + 1, one.itemsize)
+    offsets[0] = 0
+    data = empty(n * one.itemsize, np.uint8)
+    data.view(one.dtype)[:] = one
+    return pa.py_buffer(offsets.cumsum(out=offsets)), pa.py_buffer(data)
+
+
 def texts(names: Sequence[str], index: Array, valid: Array, mask: pa.Buffer | None) -> pa.Array:
     """Build a large_string column: row i is `names[index[i]]`."""
-    if len(names) == 1:  # a million equal names in one stroke
-        one = np.frombuffer(names[0].encode(), np.uint8)
-        offsets = np.arange(0, (valid.size + 1) * one.size, one.size)
-        data = empty(valid.size * one.size, np.uint8)
-        data.reshape(-1, one.size)[:] = one
-        return pa.Array.from_buffers(TEXT, valid.size, [mask, pa.py_buffer(offsets), pa.py_buffer(data)])
+    if len(names) == 1:
+        kept = _repeated if valid.size <= _MOST_KEPT else _repeated.__wrapped__
+        return pa.Array.from_buffers(TEXT, valid.size, [mask, *kept(names[0], valid.size)])
     chosen = pa.array(index, mask=~valid)
     return pa.array(list(names) or [""], TEXT).take(chosen)
 

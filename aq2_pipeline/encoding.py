@@ -176,10 +176,11 @@ class Encoding:
     def _inputs(self, part: Part) -> tuple[Pieces, tuple[Array, ...], Array]:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
-        source = span(pieces.of(part.weights.starts) + pieces.offsets, pieces.lengths)
+        starts = pieces.of(part.weights.starts)
+        source = span(starts if pieces.whole else starts + pieces.offsets, pieces.lengths)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
-        return pieces, given, np.full(pieces.rows.size, -1, np.int64)
+        return pieces, given, build.filled(pieces.rows.size, -1)
 
     def encode(self, n_threads: int | None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing."""

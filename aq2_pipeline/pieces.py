@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, schemes
+from aq2_pipeline import arrow, build, schemes
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import Aq2Error, SchemeError
 
@@ -73,7 +73,7 @@ def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
     n = lengths.size
     if n == 0 or (n > 1 and ((lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any())):
         return scheme.codec.sizes(lengths, row_lengths, scheme.params)
-    return Sizes(*(np.full(n, size, np.int64) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
+    return Sizes(*(build.filled(n, size) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -148,7 +148,7 @@ def frozen(array: Any) -> Array:
 
 def span(starts: Array, sizes: Array) -> tuple[Array, Array]:
     """Return (starts, stops) as kernels take them."""
-    return frozen(starts), frozen(starts + sizes)
+    return frozen(starts), frozen(np.add(starts, sizes, out=build.empty(sizes.size, np.int64)))
 
 
 def _no_scheme(row: int) -> Aq2Error:

@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "build": {"layout", "arrow"},
     "columns": {"arrow", "layout", "tensors", "windows"},
     "tensors": {"errors", "layout"},
-    "pieces": {"arrow", "codecs", "schemes", "errors"},
+    "pieces": {"arrow", "build", "codecs", "schemes", "errors"},
     "encoding": {
         "arrow",
         "build",
