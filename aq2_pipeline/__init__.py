@@ -16,10 +16,13 @@ from aq2_pipeline.errors import (
     InputValueError,
     SchemeError,
 )
+from aq2_pipeline.functions import thread_count
 from aq2_pipeline.quantizer import ArrowQuantV2
+from aq2_pipeline.threads import set_limit, thread_limit
 from aq2_pipeline.udfs import polars as _polars  # noqa: F401 - registers the namespaces
 from aq2_pipeline.udfs.python import dequantize, policy_scheme, quantization_error, quantize, weight_stats
 from aq2_pipeline.version import __version__ as __version__
+from aq2_pipeline.warming import warmup
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -42,9 +45,37 @@ __all__ = [
     "register",
     "register_pyarrow",
     "scan_safetensors",
+    "set_threads",
+    "thread_limit",
     "unregister",
+    "warmup",
     "weight_stats",
 ]
+
+
+def set_threads(n: int | None) -> None:
+    """Set how many threads may work at once in this process, engines' threads that call in included.
+
+    Parameters
+    ----------
+    n : int or None
+        None goes back to the default: `AQ2_NUM_THREADS`, else the cores that
+        this process may use (its affinity and the quota of its control groups).
+
+    Raises
+    ------
+    InputValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.set_threads(1)
+    >>> aq2_pipeline.thread_limit()
+    1
+    >>> aq2_pipeline.set_threads(None)
+    """
+    set_limit(thread_count(n))
 
 
 def register(con: DuckDBPyConnection) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from aq2_pipeline import threads
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.layout import FLOATS, INTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from aq2_pipeline.functions import Argument, Function
 
 __all__ = ["as_argument", "as_array", "exports_arrow", "is_column", "over_chunks"]
 
+#: Chunks up to this size are worked through side by side, each on one thread; larger ones one after the other, each
+#: cut into slices between which an interrupt is answered.
+_MOST_BYTES = 1 << 26
 #: What one value of an argument is for all rows, where it is a list by itself.
 _LISTS = {"shape": INTS, "importance": FLOATS}
 
@@ -97,31 +103,54 @@ def _repeated(argument: Argument, value: Any, n: int) -> pa.Array:
 
 def over_chunks(
     function: Function,
-    chunks: Iterable[pa.Array],
+    chunks: Sequence[pa.Array],
     others: Sequence[Any],
     n_threads: int | None,
     place: Callable[[Aq2Error, int], Aq2Error],
 ) -> list[pa.Array]:
-    """Run a function chunk by chunk; the other arguments are constants or arrays of all rows.
+    """Run a function on the chunks of a column; the other arguments are constants or arrays of all rows.
 
     Parameters
     ----------
     function : Function
-    chunks : iterable of pyarrow.Array
+    chunks : sequence of pyarrow.Array
+        One at the least.
     others : sequence
         As `as_argument` returns them.
     n_threads : int, optional
     place : callable
         ``place(error, row)`` says where in the whole column an error is, given
-        the rows before the chunk.
+        the rows before the chunk that the error counts in.
+
+    Returns
+    -------
+    list of pyarrow.Array
+        A result a chunk, or one for all of them.
     """
-    results, row = [], 0
-    for chunk in chunks:
-        n = len(chunk)
-        given = (other.slice(row, n) if isinstance(other, pa.Array) else other for other in others)
+    if len(chunks) == 1 or (function.takes_chunks and len({chunk.type for chunk in chunks}) == 1):
+        column = chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks)
         try:
-            results.append(function(chunk, *given, n_threads=n_threads))
+            return [function(column, *others, n_threads=n_threads)]
         except Aq2Error as error:
-            raise place(error, row) from None
-        row += n
+            raise place(error, 0) from None
+    firsts = [0, *itertools.accumulate(map(len, chunks))]
+    results: list[Any] = [None] * len(chunks)
+    errors: dict[int, Aq2Error] = {}
+
+    def work(k: int, inner: int | None) -> None:
+        if errors and min(errors) < k:  # the lowest bad row is told, and it is not here
+            return
+        given = (other.slice(firsts[k], len(chunks[k])) if isinstance(other, pa.Array) else other for other in others)
+        try:
+            results[k] = function(chunks[k], *given, n_threads=inner)
+        except Aq2Error as error:
+            errors[k] = place(error, firsts[k])
+
+    if max(chunk.nbytes for chunk in chunks) <= _MOST_BYTES:
+        threads.run(([partial(work, k, 1)] for k in range(len(chunks))), n_threads)
+    else:
+        for k in range(len(chunks)):
+            work(k, n_threads)
+    if errors:
+        raise errors.pop(min(errors)) from None
     return results

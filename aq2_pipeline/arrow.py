@@ -9,7 +9,6 @@ read. What a null row owns is garbage.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from aq2_pipeline import views
 from aq2_pipeline.errors import InputTypeError, InputValueError
+from aq2_pipeline.shapes import nested_shape
 from aq2_pipeline.weights import NUMPY_OF_DTYPE, Weights, frozen_view
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from aq2_pipeline.weights import Array
 
 _TAKEN = "a list, large_list, fixed_size_list or list view of float16, float32, float64 or decimal, or binary"
@@ -55,42 +54,58 @@ def _elements(buffer: pa.Buffer | None, dtype: Any, first: int, n: int) -> Array
     return np.frombuffer(buffer, kind, n, first * kind.itemsize)
 
 
+def integers(array: pa.Array) -> Array:
+    """Return the values of an int64 column; what null rows own is garbage."""
+    return _elements(array.buffers()[1], np.int64, array.offset, len(array))
+
+
+def indices(array: pa.Array) -> tuple[list[Any], Array]:
+    """Return the distinct values of a column, and which of them each row is; -1 where it is null."""
+    encoded = array.dictionary_encode()
+    index = encoded.indices
+    values = _elements(index.buffers()[1], np.int32, index.offset, len(index))
+    return encoded.dictionary.to_pylist(), np.where(validity(index), values, -1)
+
+
 def _spans(array: pa.Array) -> tuple[Array, Array]:
     """Return (starts, stops) of a list or binary column in its values, unchecked; int64."""
     kind, n, first, buffers = array.type, len(array), array.offset, array.buffers()
     if pt.is_fixed_size_list(kind) or pt.is_fixed_size_binary(kind):
         width = kind.list_size if pt.is_fixed_size_list(kind) else kind.byte_width
-        offsets = (np.arange(n + 1, dtype=np.int64) + first) * width
-        return offsets[:-1].copy(), offsets[1:].copy()
+        starts = np.arange(first * width, (first + n) * width, width) if width else np.zeros(n, np.int64)
+        return starts, starts + width
     if pt.is_list_view(kind) or pt.is_large_list_view(kind):
         wide = np.int64 if pt.is_large_list_view(kind) else np.int32
         starts = _elements(buffers[1], wide, first, n).astype(np.int64)
         return starts, starts + _elements(buffers[2], wide, first, n)
     wide = np.int64 if pt.is_large_list(kind) or pt.is_large_binary(kind) or pt.is_large_string(kind) else np.int32
-    offsets = _elements(buffers[1], wide, first, n + 1 if n else 0).astype(np.int64)
-    return offsets[:-1].copy(), offsets[1:].copy()
+    offsets = _elements(buffers[1], wide, first, n + 1 if n else 0)
+    return offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
 
 
 def _checked(weights: Weights, size: int) -> None:
     """Empty the spans of null rows; set aside rows whose span is not in the values."""
-    weights.starts[~weights.valid] = 0
-    weights.stops[~weights.valid] = 0
+    if not weights.valid.all():
+        weights.starts[~weights.valid] = 0
+        weights.stops[~weights.valid] = 0
     bad = (weights.starts < 0) | (weights.stops < weights.starts) | (weights.stops > size)
-    for row in np.flatnonzero(bad):
-        weights.fail(int(row), InputValueError("the row's offsets do not address the column's values"))
+    for row in bad.nonzero()[0].tolist():
+        weights.fail(row, InputValueError("the row's offsets do not address the column's values"))
+
+
+_LISTS = {pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_FIXED_SIZE_LIST}
+_LISTS |= {pa.lib.Type_LIST_VIEW, pa.lib.Type_LARGE_LIST_VIEW}
+_BINARIES = {pa.lib.Type_BINARY, pa.lib.Type_LARGE_BINARY, pa.lib.Type_FIXED_SIZE_BINARY, pa.lib.Type_BINARY_VIEW}
 
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's five kinds of list."""
-    return any(
-        test(kind)
-        for test in (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
-    )
+    return kind.id in _LISTS
 
 
 def is_binary(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's four kinds of binary."""
-    return any(test(kind) for test in (pt.is_binary, pt.is_large_binary, pt.is_fixed_size_binary, pt.is_binary_view))
+    return kind.id in _BINARIES
 
 
 def read_weights(
@@ -162,13 +177,16 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> 
 def _used(weights: Weights, child: pa.Array) -> pa.Array:
     """Check the spans, and return the part of the values between the first and the last that a row addresses."""
     _checked(weights, len(child))
-    some = weights.stops > weights.starts
-    if not some.any():
+    some: Any = weights.stops > weights.starts
+    if some.all():
+        some = slice(None)  # a view instead of copies
+    elif not some.any():
         return child.slice(0, 0)
-    low = int(weights.starts[some].min())
-    weights.starts[some] -= low
-    weights.stops[some] -= low
-    return child.slice(low, int(weights.stops.max()))
+    low = int(weights.starts[some].min(initial=len(child)))
+    if low:
+        weights.starts[some] -= low
+        weights.stops[some] -= low
+    return child.slice(low, int(weights.stops.max(initial=0)))
 
 
 def _null_positions(child: pa.Array) -> Array:
@@ -262,13 +280,19 @@ def read_bytes(array: pa.Array, valid: Array) -> Weights:
         msg = f"quantized_data is {array.type}"
         raise InputTypeError(msg, "expected binary")
     if pt.is_binary_view(array.type):
-        array = array.cast(pa.large_binary())
-    starts, stops = _spans(array)
-    buffer = array.buffers()[-1]
-    data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
+        _, told, *buffers = array.buffers()
+        told = _elements(told, np.uint8, 16 * array.offset, 16 * len(array))
+        data, starts, stops = views.spans(told, [_bytes_of(buffer) for buffer in buffers])
+    else:
+        starts, stops = _spans(array)
+        data = _bytes_of(array.buffers()[-1])
     weights = Weights(frozen_view(data), starts, stops, validity(array) & valid)
     _checked(weights, data.size)
     return weights
+
+
+def _bytes_of(buffer: pa.Buffer | None) -> Array:
+    return np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
 
 
 def read_lists(array: pa.Array, name: str) -> list[list[Any] | None]:
@@ -290,24 +314,6 @@ def read_lists(array: pa.Array, name: str) -> list[list[Any] | None]:
     flat = array.values.to_pylist() if len(array) else []
     rows = zip(spans.starts.tolist(), spans.stops.tolist(), spans.valid.tolist(), strict=True)
     return [flat[a:b] if ok else None for a, b, ok in rows]
-
-
-def nested_shape(kind: pa.DataType) -> tuple[int, ...] | None:
-    """Return the shape that a type gives every row: a tensor's, or that of nested fixed-size lists."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return tuple(kind.shape)
-    shape = []
-    while pt.is_fixed_size_list(kind):
-        shape.append(kind.list_size)
-        kind = kind.value_type
-    return tuple(shape) if len(shape) > 1 else None
-
-
-def n_weights(shape: Sequence[int | None]) -> int:
-    """Return the product of a shape; -1 where an axis is null or negative."""
-    if any(axis is None or axis < 0 for axis in shape):
-        return -1
-    return math.prod(axis for axis in shape if axis is not None)
 
 
 def decoded(array: pa.Array) -> pa.Array:

@@ -8,7 +8,6 @@ Every codec has the same kernels, loaded and compiled at its first use:
 
 from __future__ import annotations
 
-import functools
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,24 +73,24 @@ class Codec:
     def _kernel(self, name: str) -> Any:
         return getattr(importlib.import_module(self.module), name).compiled
 
-    @functools.cached_property
+    @property
     def encode(self) -> Any:
         """The compiled encoder."""
         return self._kernel(self.encode_name)
 
-    @functools.cached_property
+    @property
     def decode(self) -> Any:
         """The compiled decoder."""
         return self._kernel(self.decode_name)
 
-    @functools.cached_property
+    @property
     def error(self) -> Any:
         """The compiled encoder and decoder in one, which only sums the errors."""
         return self._kernel(self.error_name)
 
-    @functools.cached_property
+    @property
     def measure(self) -> Any:
-        """The compiled measure of a slice."""
+        """The compiled measure of a slice of a group."""
         return self._kernel(self.measure_name or "")
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from aq2_pipeline import arrow, build, threads
-from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, slices, span, wanted_schemes
+from aq2_pipeline.errors import InputTypeError, InputValueError
+from aq2_pipeline.pieces import cut, frozen, sizes_of, slices, span, wanted_schemes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -73,20 +73,10 @@ class Decoding:
         if not (pt.is_string(names.type) or pt.is_large_string(names.type) or pt.is_string_view(names.type)):
             msg = f"the field scheme is {names.type}"
             raise InputTypeError(msg, "expected string")
-        found = wanted_schemes(names, self.valid.copy(), self.failures)
+        found = wanted_schemes(names, self.valid.copy(), self.failures, stored=True)
         for row in self.failures:
             self.valid[row] = False
-        import pyarrow.compute as pc  # noqa: PLC0415 - it takes longer to import than this package
-
-        stored = []
-        texts = names.cast(pa.large_string())
-        for scheme, rows in found:
-            plain = pc.equal(texts, scheme.name).fill_null(False).to_numpy(zero_copy_only=False)[rows]  # noqa: FBT003
-            for row in rows[~plain].tolist():
-                msg = f"the scheme {names[row].as_py()!r} is no stored name"
-                self._fail(row, SchemeError(msg, f"a stored row says {scheme.name!r}"))
-            stored.append((scheme, rows[plain]))
-        return stored
+        return found
 
     def _read_lengths(self, length: pa.Array, row_length: pa.Array | None) -> None:
         self.lengths[:] = _int64(length, np.full(self.valid.size, -1))
@@ -101,7 +91,7 @@ class Decoding:
         self.lengths[~self.valid] = self.row_lengths[~self.valid] = 0
 
     def _check_sizes(self, scheme: Scheme, rows: Array) -> None:
-        expected = scheme.codec.sizes(self.lengths[rows], self.row_lengths[rows], scheme.params)
+        expected = sizes_of(scheme, self.lengths[rows], self.row_lengths[rows])
         columns = (self._data, self._scales, self._zeros)
         for name, want, column in zip(("bytes of data", "scales", "zero points"), expected, columns, strict=True):
             found = column.lengths[rows]
@@ -128,16 +118,15 @@ class Decoding:
         from aq2_pipeline.kernels.rows import decode_rows  # noqa: PLC0415 - kernels load at their first use
 
         offsets = build.offsets_of(self.lengths)
-        values = np.empty(offsets[-1], np.float32)
+        values = build.empty(offsets[-1], np.float32)
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
         for scheme, rows in self._parts:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
-            sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data = (self._data.values, *pieces.spans(self._data.starts, sizes.data))
-            scales = (self._scales.values, *pieces.spans(self._scales.starts, sizes.scales, of_groups=True))
-            zeros = (self._zeros.values, *pieces.spans(self._zeros.starts, sizes.zero_points, of_groups=True))
-            target = span(offsets[pieces.rows] + pieces.offsets, pieces.lengths)
+            columns = (self._data, self._scales, self._zeros)
+            spans = pieces.spans(scheme, [(c.starts, np.where(self.valid, c.stops, c.starts)) for c in columns])
+            data, scales, zeros = ((column.values, *ends) for column, ends in zip(columns, spans, strict=True))
+            target = span(pieces.of(offsets[:-1]) + pieces.offsets, pieces.lengths)
             status = np.full(pieces.rows.size, -1, np.int64)
             arguments = (*data, *scales, *zeros, frozen(pieces.row_lengths), values, *target, status)
             decode, params = scheme.codec.decode, frozen(scheme.params)
@@ -175,5 +164,7 @@ def _int64(column: pa.Array, instead: Array) -> Array:
     if not pt.is_integer(column.type):
         msg = f"length and row_length are {column.type}"
         raise InputTypeError(msg, "expected int64")
-    values = column.fill_null(0).cast(pa.int64(), safe=False)  # a forged uint64 becomes negative, and is refused
-    return np.where(arrow.validity(column), values.to_numpy(), instead)
+    valid = arrow.validity(column)
+    if not pt.is_int64(column.type):
+        column = column.fill_null(0).cast(pa.int64(), safe=False)  # a forged uint64 becomes negative, and is refused
+    return np.where(valid, arrow.integers(column), instead)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, build, threads
+from aq2_pipeline import arrow, build, columns, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import LATER, block_size, cut, frozen, in_order, slices, source, span, step, wanted_schemes
+from aq2_pipeline.pieces import LATER, block_size, cut, frozen, in_order, sizes_of, slices, source, step, wanted_schemes
+from aq2_pipeline.shapes import n_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     import pyarrow as pa
 
+    from aq2_pipeline.columns import Column
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
@@ -71,7 +73,7 @@ class Read:
             return
         for first, last in slices(self.pieces.lengths):
             for k in range(first, last):
-                sliced = self.pieces.slices[k] > 0
+                sliced = self.pieces.slices is not None and self.pieces.slices[k] > 0
                 yield k, k + 1, frozen([*params, *self.bounds[k]]) if sliced else params
 
 
@@ -110,14 +112,15 @@ class Encoding:
 
     def __init__(
         self,
-        weights: pa.Array,
+        weights: Column,
         scheme: Any,
-        shape: pa.Array | None,
+        shape: pa.Array | list[Any] | None,
         importance: pa.Array | None,
         skip: Collection[int] = (),
     ) -> None:
-        active = arrow.validity(weights)
-        active[list(skip)] = False
+        active = columns.validity(weights)
+        if skip:
+            active[list(skip)] = False
         self.failures: Failures = {}
         self.valid = np.zeros(active.size, bool)
         self.lengths = np.zeros(active.size, np.int64)
@@ -127,20 +130,23 @@ class Encoding:
         self._read_shapes(shape)
         self.sizes = self._sizes()
 
-    def _read(self, weights: pa.Array, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
+    def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
         dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
         read = {}
         for dtype in dtypes:
-            mine = np.zeros(active.size, bool)
-            for scheme, rows in wanted:
-                mine[rows] |= scheme.input_dtype == dtype
+            mine = active
+            if len(wanted) != 1 or wanted[0][1].size != active.size:
+                mine = np.zeros(active.size, bool)
+                for scheme, rows in wanted:
+                    mine[rows] |= scheme.input_dtype == dtype
+                mine &= active
             try:
-                column = arrow.read_weights(weights, dtype, mine & active)
+                column = columns.read(weights, dtype, mine)
             except InputTypeError as error:
                 if len(dtypes) == 1:
                     raise
-                for row in np.flatnonzero(mine & active).tolist():
+                for row in np.flatnonzero(mine).tolist():
                     self.failures[row] = InputTypeError(error.reason, error.hint).at(row=row)
                 continue
             column.fail_null_elements()
@@ -162,11 +168,13 @@ class Encoding:
                 msg = f"the scheme {part.scheme.name!r} cannot use importance"
                 self._fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))
 
-    def _read_shapes(self, shape: pa.Array | None) -> None:
-        given = arrow.read_lists(shape, "shape") if shape is not None else [None] * self.valid.size
+    def _read_shapes(self, shape: pa.Array | list[Any] | None) -> None:
+        if shape is None and all(part.weights.shape is None for part in self.parts):
+            return
+        given = [None] * self.valid.size if shape is None else shape
+        if not isinstance(given, list):
+            given = arrow.read_lists(given, "shape")
         for part in self.parts:
-            if shape is None and part.weights.shape is None:
-                continue
             known: dict[tuple[int, ...], int] = {}
             for row in part.rows[self.valid[part.rows]].tolist():
                 of_row = part.weights.shape if given[row] is None else tuple(given[row])
@@ -185,64 +193,66 @@ class Encoding:
         self.lengths[row] = self.row_lengths[row] = 0
 
     def _sizes(self) -> Sizes:
+        if len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size:
+            return sizes_of(self.parts[0].scheme, self.lengths, self.row_lengths)
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
-            sizes = part.scheme.codec.sizes(self.lengths[part.rows], self.row_lengths[part.rows], part.scheme.params)
+            sizes = sizes_of(part.scheme, self.lengths[part.rows], self.row_lengths[part.rows])
             for target, found in zip(whole, sizes, strict=True):
                 target[part.rows] = found
         return whole
 
-    def names(self) -> pa.Array:
+    def names(self, mask: pa.Buffer | None) -> pa.Array:
         """Return the column of scheme names."""
         index = np.zeros(self.lengths.size, np.int64)
-        for k, part in enumerate(self.parts):
+        for k, part in enumerate(self.parts[1:], 1):
             index[part.rows] = k
-        return build.texts([part.scheme.name for part in self.parts], index, self.valid)
+        return build.texts([part.scheme.name for part in self.parts], index, self.valid, mask)
 
     def _read_by_kernels(self, part: Part) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, block_size(part.weights))
         *weights, n_scratch = source(part.weights, pieces)
-        unweighted = span(np.zeros_like(pieces.rows), np.zeros_like(pieces.rows))
-        given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, *unweighted)
-        return Read(part, pieces, given, n_scratch, np.full(pieces.rows.size, -1, np.int64))
+        nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
+        given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
+        return Read(part, pieces, given, n_scratch, build.filled(pieces.rows.size, -1))
 
     def _measured(self, reads: list[Read], n_threads: int | None) -> None:
         """Measure the groups that are cut into slices: each slice gets the bounds of its whole group."""
+        long = [(read, read.pieces.slices) for read in reads if read.pieces.slices is not None]
+        if not long:
+            return
         from aq2_pipeline.kernels.rows import measure_rows  # noqa: PLC0415 - kernels load at their first use
 
-        long = [read for read in reads if read.pieces.slices.any()]
-        bounds = [np.zeros((read.status.size, 2), np.int64) for read in long]
+        bounds = [np.zeros((which.size, 2), np.int64) for _, which in long]
         tasks = []
-        for read, found in zip(long, bounds, strict=True):
+        for (read, which), found in zip(long, bounds, strict=True):
             arguments = (*read.given[:5], found.reshape(-1))
             codec = read.part.scheme.codec
             tasks += [
                 [step(measure_rows, read.n_scratch, codec.measure, k, k + 1, *arguments)]
-                for k in np.flatnonzero(read.pieces.slices).tolist()
+                for k in np.flatnonzero(which).tolist()
             ]
         threads.run(tasks, n_threads)
-        for read, found in zip(long, bounds, strict=True):
-            firsts = np.flatnonzero(read.pieces.slices != LATER)
+        for (read, which), found in zip(long, bounds, strict=True):
+            firsts = np.flatnonzero(which != LATER)
             whole = np.maximum.reduceat(found, firsts)
-            read.bounds = np.repeat(whole, np.diff([*firsts, read.status.size]), axis=0)
+            read.bounds = np.repeat(whole, np.diff([*firsts, which.size]), axis=0)
 
     def encode(self, n_threads: int | None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing."""
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
         data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
-        data = np.empty(data_at[-1], np.uint8)
-        scales, zeros = np.empty(scales_at[-1], np.float32), np.empty(zeros_at[-1], np.float32)
+        data = build.empty(data_at[-1], np.uint8)
+        scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
+        targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
         reads = [self._read_by_kernels(part) for part in self.parts]
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
         for read in reads:
-            scheme, pieces = read.part.scheme, read.pieces
-            sizes = scheme.codec.sizes(pieces.lengths, pieces.row_lengths, scheme.params)
-            data_span = pieces.spans(data_at, sizes.data)
-            scale_span = pieces.spans(scales_at, sizes.scales, of_groups=True)
-            zero_span = pieces.spans(zeros_at, sizes.zero_points, of_groups=True)
+            scheme = read.part.scheme
+            data_span, scale_span, zero_span = read.pieces.spans(scheme, targets)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status)
             tasks += (
                 [step(encode_rows, read.n_scratch, scheme.codec.encode, params, a, b, *read.given, *taken)]
@@ -281,7 +291,7 @@ class Encoding:
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
-    n = arrow.n_weights(shape)
+    n = n_weights(shape)
     if n < 0:
         return InputValueError(f"the shape {list(shape)} has an axis that is null or negative")
     if math.prod(axis or 1 for axis in shape) > _LARGEST_SIZE:  # an axis of 0 must not hide a row that has no length

@@ -49,6 +49,8 @@ class Function:
         ``implementation(*columns, n_threads=None, failures=None)``, where a
         scheme may also be a constant.
     summary : str
+    takes_chunks : bool
+        Whether the first argument may be a chunked array, and is then one job.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Function:
     result: pa.DataType
     implementation: Callable[..., pa.Array]
     summary: str
+    takes_chunks: bool = False
 
     @property
     def sql_name(self) -> str:
@@ -97,7 +100,14 @@ _LAYER = (
 FUNCTIONS = {
     function.name: function
     for function in (
-        Function("quantize", _CODED, layout.QUANTIZED, ops.quantize, "Quantize each row of weights."),
+        Function(
+            "quantize",
+            _CODED,
+            layout.QUANTIZED,
+            ops.quantize,
+            "Quantize each row of weights.",
+            takes_chunks=True,
+        ),
         Function(
             "dequantize",
             (Argument("quantized", "quantized"),),
@@ -111,6 +121,7 @@ FUNCTIONS = {
             layout.ERROR,
             ops.quantization_error,
             "What quantizing would lose, without decoding to memory.",
+            takes_chunks=True,
         ),
         Function("weight_stats", (_WEIGHTS,), layout.STATS, ops.weight_stats, "Statistics of each row of weights."),
         Function("policy_scheme", _LAYER, layout.TEXT, _policy_scheme, "The scheme that a named policy gives a layer."),

@@ -13,6 +13,7 @@ from aq2_pipeline import arrow, layout, schemes
 from aq2_pipeline.arguments import as_array, is_column
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.shapes import n_weights, nested_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,22 +154,20 @@ def quantize_rows(
             raise InputTypeError(msg, "give each row a scheme")
         shapes = _shapes(batch, columns, failures)
         scheme = _schemes(batch, columns, names, shapes, choose, failures)
-        shape_column = pa.array(shapes, layout.INTS)
-        quantized = function(batch["weights"], scheme, shape_column, n_threads=n_threads, failures=failures)
+        quantized = function(batch["weights"], scheme, shapes, n_threads=n_threads, failures=failures)
     except Aq2Error as error:
         raise error.at(function=f"ArrowQuantV2.{caller}") from None
     for row, failure in failures.items():
         failure.at(function=f"ArrowQuantV2.{caller}", layer=names[row], row=row + first_row)
     if failures and not keep:
         raise failures[min(failures)]
-    widths = {name: schemes.parse(name).bit_width for name in quantized.field("scheme").unique().to_pylist() if name}
-    bits = [widths.get(name) for name in quantized.field("scheme").to_pylist()]
+    stored = quantized.field("scheme")
     fields = {
         "layer_name": batch["layer_name"],
         **{name: quantized.field(name) for name in ("quantized_data", "scales", "zero_points")},
-        "shape": shape_column,
-        "bit_width": pa.array(bits, pa.uint8()),
-        "scheme": quantized.field("scheme"),
+        "shape": pa.array(shapes or [None] * len(batch), layout.INTS),
+        "bit_width": _bit_widths(stored, scheme),
+        "scheme": stored,
         "row_length": quantized.field("row_length"),
         **{name: batch[name] for name in columns.others},
     }
@@ -178,12 +177,22 @@ def quantize_rows(
     return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema), len(failures)
 
 
-def _shapes(batch: pa.RecordBatch, columns: Columns, failures: dict[int, Aq2Error]) -> list[list[int] | None]:
-    """Return each row's shape: its column, else the nesting of its type, else None."""
-    nested = arrow.nested_shape(batch["weights"].type)
+def _bit_widths(stored: pa.Array, scheme: Any) -> pa.Array:
+    """Return the bits a code of each stored scheme."""
+    valid = arrow.validity(stored)
+    if isinstance(scheme, schemes.Scheme):
+        return pa.array(np.full(valid.size, scheme.bit_width, np.uint8), mask=None if valid.all() else ~valid)
+    names = stored.to_pylist()
+    widths = {name: schemes.parse(name).bit_width for name in set(names) if name is not None}
+    return pa.array([widths.get(name) for name in names], pa.uint8())
+
+
+def _shapes(batch: pa.RecordBatch, columns: Columns, failures: dict[int, Aq2Error]) -> list[list[int] | None] | None:
+    """Return each row's shape: its column, else the nesting of its type; None where neither is known."""
+    nested = nested_shape(batch["weights"].type)
     known = [None if nested is None else list(nested)] * len(batch)
     if not columns.shape:
-        return known
+        return None if nested is None else known
     column, active = batch["shape"], arrow.validity(batch["weights"])
     if arrow.is_list(column.type) and arrow.is_list(column.type.value_type):
         given = _unwrapped(column, active, failures)
@@ -221,16 +230,17 @@ def _schemes(
     batch: pa.RecordBatch,
     columns: Columns,
     names: list[str | None],
-    shapes: list[list[int] | None],
+    shapes: list[list[int] | None] | None,
     choose: Any,
     failures: dict[int, Aq2Error],
 ) -> Any:
     """Return the scheme, or a column of them; a policy reads the whole tensor's shape where a row is a chunk."""
     if not (callable(choose) or columns.chunks or failures):
         return choose
-    chunks, starts, wholes = _chunks(batch)
+    shapes = shapes or [None] * len(batch)
+    chunks, starts, wholes = _chunks(batch) if columns.chunks else ([None] * len(batch),) * 3
     given = choose.to_pylist() if isinstance(choose, pa.Array) else [choose] * len(batch)
-    wanted: list[str | None] = [None] * len(batch)
+    wanted: list[Scheme | None] = [None] * len(batch)
     for row in np.flatnonzero(arrow.validity(batch["weights"])).tolist():
         if row in failures or given[row] is None:
             continue
@@ -243,8 +253,8 @@ def _schemes(
         except Aq2Error as error:
             failures[row] = error.at(row=row)
         else:
-            wanted[row] = schemes.spelled(scheme)
-    return pa.array(wanted, layout.TEXT)
+            wanted[row] = scheme
+    return wanted
 
 
 def _chunks(batch: pa.RecordBatch) -> tuple[list[int | None], list[int | None], list[list[int] | None]]:
@@ -289,7 +299,7 @@ def check_chunk(scheme: Scheme, shape: Shape | None, tensor_shape: Shape | None,
     if tensor_shape is None or shape is None:
         msg = f"the row is a chunk without a {'tensor_shape' if tensor_shape is None else 'shape'}"
         raise InputValueError(msg, "a chunk has its own shape, and in tensor_shape the whole layer's")
-    n_whole, n_chunk = arrow.n_weights(tensor_shape), arrow.n_weights(shape)
+    n_whole, n_chunk = n_weights(tensor_shape), n_weights(shape)
     if n_whole < 0 or n_chunk < 0:
         told = f"tensor_shape {list(tensor_shape)}" if n_whole < 0 else f"shape {list(shape)}"
         msg = f"the {told} has an axis that is null or negative"
@@ -345,7 +355,7 @@ def _assembled(batch: pa.RecordBatch) -> pa.Array:
     lengths = batch["row_length"].to_pylist()
     for row, shape in enumerate(shapes):
         if shape is not None and lengths[row] is not None:
-            lengths[row] = arrow.n_weights(shape)
+            lengths[row] = n_weights(shape)
     fields = {name: batch[name] for name in needed} | {"length": pa.array(lengths, pa.int64())}
     mask = batch["scheme"].is_null()
     return pa.StructArray.from_arrays(list(fields.values()), list(fields), mask=mask)

@@ -22,6 +22,7 @@ from aq2_pipeline.statistics import row_stats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aq2_pipeline.columns import Column
     from aq2_pipeline.pieces import Failures
 
 Job = TypeVar("Job", Encoding, Decoding)
@@ -30,9 +31,9 @@ __all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "weight_s
 
 
 def quantize(
-    weights: pa.Array,
+    weights: Column,
     scheme: Any,
-    shape: pa.Array | None = None,
+    shape: pa.Array | list[Any] | None = None,
     importance: pa.Array | None = None,
     *,
     n_threads: int | None = None,
@@ -42,12 +43,12 @@ def quantize(
 
     Parameters
     ----------
-    weights : pyarrow.Array
-        One row a list of weights.
-    scheme : int, str, Scheme or pyarrow.Array
-        One for all rows, or a column of integers or strings.
-    shape : pyarrow.Array, optional
-        A list of integers a row; its product is the row's length.
+    weights : pyarrow.Array, pyarrow.ChunkedArray or Tensors
+        One row a list of weights; chunks are worked through in one job.
+    scheme : int, str, Scheme, pyarrow.Array or list
+        One for all rows, a column of integers or strings, or a list of schemes.
+    shape : pyarrow.Array or list, optional
+        A list of integers a row, or None; its product is the row's length.
     importance : pyarrow.Array, optional
         A list of floats a row.
     n_threads : int, optional
@@ -63,21 +64,22 @@ def quantize(
     job, done = _settled(
         partial(Encoding, weights, scheme, shape, importance), lambda job: job.encode(n_threads), failures
     )
+    mask = build.bitmap(job.valid)
     fields = [
-        job.names(),
-        build.integers(job.lengths, job.valid),
-        build.integers(job.row_lengths, job.valid),
-        build.binaries(done.data_offsets, done.data, job.valid),
-        build.float_lists(done.scale_offsets, done.scales, job.valid),
-        build.float_lists(done.zero_offsets, done.zero_points, job.valid),
+        job.names(mask),
+        build.integers(job.lengths, mask),
+        build.integers(job.row_lengths, mask),
+        build.binaries(done.data_offsets, done.data, mask),
+        build.float_lists(done.scale_offsets, done.scales, mask),
+        build.float_lists(done.zero_offsets, done.zero_points, mask),
     ]
-    return build.structs(layout.QUANTIZED, fields, job.valid)
+    return build.structs(layout.QUANTIZED, fields, mask)
 
 
 def quantization_error(
-    weights: pa.Array,
+    weights: Column,
     scheme: Any,
-    shape: pa.Array | None = None,
+    shape: pa.Array | list[Any] | None = None,
     importance: pa.Array | None = None,
     *,
     n_threads: int | None = None,
@@ -100,9 +102,10 @@ def quantization_error(
         norm = np.sqrt(squared_weight) * np.sqrt(squared_decoded)
         cosine = np.where(squared_error > 0, np.where(norm > 0, np.clip(product / norm, -1, 1), 0), 1)
         bits = 8 * (sizes.n_bytes) / lengths
-    some = valid & (lengths > 0)
+    some = build.bitmap(valid & (lengths > 0))
     columns = (mse, np.sqrt(mse), max_error, sqnr, cosine, bits)
-    return build.structs(layout.ERROR, [build.doubles(np.ascontiguousarray(c), some) for c in columns], valid)
+    fields = [build.doubles(np.ascontiguousarray(c), some) for c in columns]
+    return build.structs(layout.ERROR, fields, build.bitmap(valid))
 
 
 def weight_stats(
@@ -117,12 +120,14 @@ def weight_stats(
     read = arrow.read_weights(weights)
     _report(read.failures, failures)
     found = row_stats(read, n_threads)
-    some = read.valid & (read.lengths > 0)
-    fields = [build.integers(read.lengths, read.valid)]
+    mask, some = build.bitmap(read.valid), build.bitmap(read.valid & (read.lengths > 0))
+    fields = [build.integers(read.lengths, mask)]
     for name, column in found.items():
-        counted = name in layout.COUNT_FIELDS
-        fields.append(build.integers(column, some) if counted else build.doubles(column, ~np.isnan(column)))
-    return build.structs(layout.STATS, fields, read.valid)
+        if name in layout.COUNT_FIELDS:
+            fields.append(build.integers(column, some))
+        else:
+            fields.append(build.doubles(column, build.bitmap(~np.isnan(column))))
+    return build.structs(layout.STATS, fields, mask)
 
 
 def dequantize(
@@ -145,7 +150,7 @@ def dequantize(
         large_list<float32>; null where the row is null.
     """
     job, (offsets, values) = _settled(partial(Decoding, quantized), lambda job: job.decode(n_threads), failures)
-    return build.float_lists(offsets, values, job.valid)
+    return build.float_lists(offsets, values, build.bitmap(job.valid))
 
 
 def map_rows(function: Callable[..., str], *columns: pa.Array, failures: Failures | None = None) -> pa.Array:

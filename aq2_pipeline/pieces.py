@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, schemes
+from aq2_pipeline import arrow, build, schemes
+from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import Aq2Error, SchemeError
 
 if TYPE_CHECKING:
@@ -38,31 +40,58 @@ class Pieces(NamedTuple):
         Which row a piece is of, and the weight in it where it begins.
     lengths, row_lengths : int64 arrays
         Its weights, and those of its matrix rows.
-    slices : int64 array
-        0, but for the slices of one group: `FIRST`, and `LATER` for the others.
+    slices : int64 array or None
+        Where groups are cut: `FIRST` and `LATER` for the slices of one group, 0 for other pieces.
+    whole : bool
+        Whether each piece is a row.
     """
 
     rows: Array
     offsets: Array
     lengths: Array
     row_lengths: Array
-    slices: Array
+    slices: Array | None = None
+    whole: bool = False
 
-    def spans(self, begins: Array, sizes: Array, *, of_groups: bool = False) -> tuple[Array, Array]:
-        """Return where each piece's part of its row's data is; slices of a group share what is `of_groups`.
+    def of(self, column: Array) -> Array:
+        """Return what a column with an entry a row has for each piece."""
+        return column if self.whole and self.rows.size == column.size else column[self.rows]
+
+    def spans(self, scheme: Scheme, targets: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+        """Yield the spans of the pieces in each buffer of their codes: data, scales, zero points.
+
+        Slices of a group have data of their own, and its scale and zero point in common.
 
         Parameters
         ----------
-        begins : int64 array
-            Where the data of each row of the column begins.
-        sizes : int64 array
-            How much of it each piece has.
+        scheme : Scheme
+        targets : iterable of (starts, stops)
+            Where each row begins and ends in them.
         """
-        shared = (self.slices == LATER) & (sizes > 0) if of_groups else np.zeros(sizes.size, bool)
-        own = np.where(shared, 0, sizes)
-        before = np.cumsum(own) - own
+        if self.whole:
+            for starts, stops in targets:
+                yield frozen(self.of(starts)), frozen(self.of(stops))
+            return
+        sizes = scheme.codec.sizes(self.lengths, self.row_lengths, scheme.params)
         first = np.searchsorted(self.rows, self.rows)  # the first piece of the same row
-        return span(begins[self.rows] + before - before[first] - shared, sizes)
+        for k, ((starts, _), size) in enumerate(zip(targets, sizes, strict=True)):
+            shared = 0 if k == 0 or self.slices is None else (self.slices == LATER) * size
+            begins = np.cumsum(size - shared) - size
+            yield span(starts[self.rows] + begins - begins[first], size)
+
+
+def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
+    """Return what rows take; of equal rows, such as embeddings or one layer, only one is computed, and kept."""
+    n = lengths.size
+    if n == 0 or (n > 1 and ((lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any())):
+        return scheme.codec.sizes(lengths, row_lengths, scheme.params)
+    return Sizes(*(build.filled(n, size) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
+    sizes = scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)
+    return [int(size[0]) for size in sizes]
 
 
 def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, size: int | None = None) -> Pieces:
@@ -70,13 +99,14 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, size: i
 
     A group that is longer than `size` (default `SLICE_SIZE`) is cut into slices, if its codec can measure them.
     """
-    whole = Pieces(rows, np.zeros_like(rows), lengths[rows], row_lengths[rows], np.zeros_like(rows))
     longest = size or SLICE_SIZE
-    if not np.any(whole.lengths > longest):
-        return whole
+    if rows.size < lengths.size:
+        lengths, row_lengths = lengths[rows], row_lengths[rows]
+    if lengths.max(initial=0) <= longest:
+        return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
     codec, params = scheme.codec, scheme.params
     parts: list[tuple[int, int, int, int, int]] = []
-    for row, length, row_length in zip(rows.tolist(), whole.lengths.tolist(), whole.row_lengths.tolist(), strict=True):
+    for row, length, row_length in zip(rows.tolist(), lengths.tolist(), row_lengths.tolist(), strict=True):
         unit = codec.piece(row_length, params) if length > longest else length
         if length <= longest:
             parts.append((row, 0, length, row_length, 0))
@@ -92,7 +122,8 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, size: i
             parts.append((row, 0, length, row_length, 0))
         else:
             parts += _slices_of_groups(row, length, unit or length, row_length if unit else length, longest)
-    return Pieces(*(np.array(column, np.int64) for column in zip(*parts, strict=True)))
+    first, *others, found = (np.array(column, np.int64) for column in zip(*parts, strict=True))
+    return Pieces(first, others[0], others[1], others[2], found if found.any() else None)
 
 
 def _slices_of_groups(
@@ -115,12 +146,12 @@ def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
     rows = np.repeat(np.arange(lengths.size), n)
     offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * longest
     sizes = np.minimum(lengths[rows] - offsets, longest)
-    return Pieces(rows, offsets, sizes, sizes, np.zeros_like(rows))
+    return Pieces(rows, offsets, sizes, sizes)
 
 
 def slices(lengths: Array) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
-    ends = np.cumsum(lengths)
+    ends = lengths.cumsum()
     first = 0
     while first < lengths.size:
         done = ends[first - 1] if first else 0
@@ -161,11 +192,12 @@ def source(weights: Weights, pieces: Pieces) -> Source:
     """Return what kernels read of pieces: of aligned float32 in elements, of anything else in bytes."""
     from aq2_pipeline.kernels.widening import DIRECT, KINDS, STAGING  # noqa: PLC0415 - kernels load at their first use
 
-    starts = weights.starts[pieces.rows] + pieces.offsets
+    starts = pieces.of(weights.starts)
+    starts = starts if pieces.whole else starts + pieces.offsets
     if weights.kind is None:
         return Source(DIRECT, weights.values, weights.raw, *span(starts, pieces.lengths), 0)
     size = weights.item_size
-    starts = starts * size + weights.skew[pieces.rows]
+    starts = starts * size + pieces.of(weights.skew)
     n_scratch = int(pieces.lengths.max(initial=0)) + STAGING
     return Source(KINDS[weights.kind], weights.values, weights.raw, *span(starts, pieces.lengths * size), n_scratch)
 
@@ -188,24 +220,49 @@ def frozen(array: Any) -> Array:
 
 def span(starts: Array, sizes: Array) -> tuple[Array, Array]:
     """Return (starts, stops) as kernels take them."""
-    return frozen(starts), frozen(starts + sizes)
+    return frozen(starts), frozen(np.add(starts, sizes, out=build.empty(sizes.size, np.int64)))
 
 
-def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+def _no_scheme(row: int) -> Aq2Error:
+    return SchemeError("the scheme is NULL", "give each row that has weights a scheme").at(row=row)
+
+
+def _listed(scheme: list[Scheme | None], active: Array, failures: Failures) -> list[tuple[Scheme, Array]]:
+    found: dict[Scheme, list[int]] = {}
+    for row in active.nonzero()[0].tolist():
+        wanted = scheme[row]
+        if wanted is None:
+            failures[row] = _no_scheme(row)
+        else:
+            found.setdefault(wanted, []).append(row)
+    return [(wanted, np.array(rows, np.int64)) for wanted, rows in found.items()]
+
+
+def wanted_schemes(
+    scheme: Any, active: Array, failures: Failures, *, stored: bool = False
+) -> list[tuple[Scheme, Array]]:
     """Return each scheme with the rows that want it, ascending; a wrong name in a column fails its rows.
 
     Parameters
     ----------
-    scheme : int, str, Scheme or pyarrow.Array
-        One scheme for all rows, or a column of integers or strings.
+    scheme : int, str, Scheme, pyarrow.Array or list
+        One scheme for all rows, a column of integers or strings, or a list of
+        Scheme or None a row.
     active : bool array
         Rows that have weights; the others want nothing.
     failures : dict
         Receives row -> SchemeError.
+    stored : bool
+        Whether a column holds stored names, which say neither method nor input dtype.
     """
+    if isinstance(scheme, list):
+        return _listed(scheme, active, failures)
     if not isinstance(scheme, pa.Array):
         return [(schemes.parse(scheme), np.arange(active.size))]
-    column = arrow.decoded(scheme)
+    return _told(arrow.decoded(scheme), active, failures, stored=stored)
+
+
+def _told(column: pa.Array, active: Array, failures: Failures, *, stored: bool) -> list[tuple[Scheme, Array]]:
     kind = column.type
     text = pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
     if not (text or pt.is_integer(kind) or pt.is_null(kind)):
@@ -216,19 +273,20 @@ def wanted_schemes(scheme: Any, active: Array, failures: Failures) -> list[tuple
         raise SchemeError(msg)
     known = arrow.validity(column)
     for row in np.flatnonzero(active & ~known).tolist():
-        error = SchemeError("the scheme is NULL", "give each row that has weights a scheme")
-        failures[row] = error.at(row=row)
+        failures[row] = _no_scheme(row)
     if pt.is_null(kind):
         return []
-    encoded = column.dictionary_encode()
-    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    names, index = arrow.indices(column)
     found: dict[Scheme, Array] = {}
-    for k, name in enumerate(encoded.dictionary.to_pylist()):
+    for k, name in enumerate(names):
         rows = np.flatnonzero((index == k) & active)
         if rows.size == 0:
             continue
         try:
             parsed = schemes.parse(name)
+            if stored and parsed.name != name:
+                msg = f"the scheme {name!r} is no stored name"
+                raise SchemeError(msg, f"a stored row says {parsed.name!r}")  # noqa: TRY301
         except SchemeError as error:
             failures.update((row, SchemeError(error.reason, error.hint).at(row=row)) for row in rows.tolist())
         else:

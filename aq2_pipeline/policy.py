@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import math
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
@@ -39,9 +41,14 @@ class Rule:
     ranks: tuple[int, ...] = ()
     max_size: int | None = None
 
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """All globs as one regular expression."""
+        return re.compile("|".join(map(fnmatch.translate, self.names)))
+
     def matches(self, name: str, shape: Sequence[int] | None) -> bool:
         """Whether a layer meets the condition."""
-        if self.names and not any(fnmatchcase(name, glob) for glob in self.names):
+        if self.names and not self.pattern.match(name):
             return False
         if shape is None:
             return not self.ranks and self.max_size is None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from aq2_pipeline import policy, schemes, threads
+from aq2_pipeline import policy, schemes
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.layers import dequantize_batch, flat_schema, input_columns, quantize_rows, scheme_argument
-from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping, quantize_layer, quantized_row, rounds
+from aq2_pipeline.state_dicts import FromList, QuantizedLayers, checked_mapping, quantize_layers, quantized_row, rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -299,19 +299,15 @@ class ArrowQuantV2:
         results = QuantizedLayers()
         done = 0
         for names in rounds(layers):
-            found: dict[str, Any] = {}
-            jobs = [partial(quantize_layer, found, n, layers[n], fixed or choose) for n in names]
-            if len(jobs) == 1:  # a large layer: its own work is what is shared out
-                jobs[0](n_threads, caller)
-            else:
-                threads.run(([partial(job, 1, caller)] for job in jobs), n_threads)
+            found = quantize_layers({name: layers[name] for name in names}, fixed or choose, n_threads, caller)
             for name in names:
-                if isinstance(found[name], Exception):
-                    if not keep:
-                        raise found[name]
-                    results.errors[name] = found[name]
+                result = found[name]
+                if not isinstance(result, Exception):
+                    results[name] = result
+                elif keep:
+                    results.errors[name] = result
                 else:
-                    results[name] = found[name]
+                    raise result
                 done += 1
                 if callback is not None and _is_false(callback(name, done / len(layers))):
                     msg = f"cancelled after {done} of {len(layers)}"

@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.arrow import n_weights
+from aq2_pipeline.columns import Tensors
 from aq2_pipeline.errors import Aq2Error, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS
-from aq2_pipeline.layout import INTS
+from aq2_pipeline.shapes import n_weights
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FromList", "QuantizedLayers", "checked_mapping", "quantize_layer", "quantized_row", "rounds"]
+    from aq2_pipeline.schemes import Scheme
+
+__all__ = ["FromList", "QuantizedLayers", "checked_mapping", "quantize_layers", "quantized_row", "rounds"]
 
 #: Weights that the layers of one round hold at the most; progress is told after each round.
 ROUND_SIZE = 1 << 25
@@ -50,6 +52,15 @@ class FromList:
     def __init__(self, values: Any) -> None:
         self.values = values
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What its first elements say; the last axis is told as eight times as long, as much as its objects weigh."""
+        shape, inner = [8], self.values
+        while isinstance(inner, list | tuple):
+            shape.append(len(inner))
+            inner = inner[0] if inner else None
+        return tuple(shape)
+
     def array(self) -> Any:
         """Return the values as an array of floats; integers become float32."""
         try:
@@ -62,40 +73,95 @@ class FromList:
         return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 
-def quantize_layer(
-    found: dict[str, Any], name: str, tensor: Any, choose: Any, n_threads: int | None, caller: str
-) -> None:
-    """Put the layer's result, or its exception, where the caller finds it."""
-    try:
-        if isinstance(tensor, FromList):
-            tensor = tensor.array()
-        if not is_tensor(tensor):
-            msg = f"weights are a {type(tensor).__name__}"
-            raise InputTypeError(msg, "an ndarray or a torch tensor; np.asarray(list, np.float32) makes one")  # noqa: TRY301
-        values = as_ndarray(tensor)
-        scheme = choose(name, values.shape) if callable(choose) else choose
-        shape = pa.array([list(values.shape)], INTS)
-        row = FUNCTIONS["quantize"](rows_of(values, 1), scheme, shape, n_threads=n_threads)
-        found[name] = _layer_result(row, values.shape)
-    except Aq2Error as error:
-        found[name] = error.at(function=f"ArrowQuantV2.{caller}", layer=name, row=None)
-    except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
+def quantize_layers(
+    layers: Mapping[str, Any], choose: Any, n_threads: int | None, caller: str
+) -> dict[str, dict[str, Any] | Exception]:
+    """Return each layer's result, or its exception: all layers of one dtype are one job over the arrays' own memory.
+
+    Parameters
+    ----------
+    layers : dict
+        Layer name -> ndarray, torch tensor or `FromList`.
+    choose : callable or Scheme
+        ``choose(name, shape)`` of a policy, or one scheme for all.
+    n_threads : int or None
+    caller : str
+        The method that errors name.
+    """
+    found: dict[str, dict[str, Any] | Exception] = {}
+    jobs: dict[Any, list[_Layer]] = {}
+    for name, tensor in layers.items():
+        try:
+            layer = _layer(name, tensor, choose)
+        except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
+            found[name] = _told(error, name, caller)
+        else:
+            jobs.setdefault(layer.values.dtype, []).append(layer)
+    for job in jobs.values():
+        _run(found, job, n_threads, caller)
+    return found
+
+
+class _Layer(NamedTuple):
+    """A layer that is ready to be quantized."""
+
+    name: str
+    values: np.ndarray[Any, np.dtype[Any]]
+    scheme: Scheme
+
+
+def _layer(name: str, tensor: Any, choose: Any) -> _Layer:
+    if isinstance(tensor, FromList):
+        tensor = tensor.array()
+    if not is_tensor(tensor):
+        msg = f"weights are a {type(tensor).__name__}"
+        raise InputTypeError(msg, "an ndarray or a torch tensor; np.asarray(list, np.float32) makes one")
+    values = as_ndarray(tensor)
+    return _Layer(name, values, schemes.parse(choose(name, values.shape)) if callable(choose) else choose)
+
+
+def _told(error: Exception, name: str, caller: str) -> Aq2Error:
+    """Return what a user is told of a layer's failure."""
+    told = error
+    if not isinstance(told, Aq2Error):
         told = InputTypeError(f"{type(error).__name__}: {error}")
         told.__cause__ = error
-        found[name] = told.at(function=f"ArrowQuantV2.{caller}", layer=name)
+    return told.at(function=f"ArrowQuantV2.{caller}", layer=name, row=None)
 
 
-def _layer_result(row: pa.StructArray, shape: tuple[int, ...]) -> dict[str, Any]:
-    scheme = schemes.parse(row.field("scheme")[0].as_py())
-    return {
-        "quantized_data": row.field("quantized_data")[0].as_py(),
-        "scales": row.field("scales").values.to_numpy(),
-        "zero_points": row.field("zero_points").values.to_numpy(),
-        "shape": tuple(shape),
-        "bit_width": scheme.bit_width,
-        "scheme": scheme.name,
-        "row_length": row.field("row_length")[0].as_py(),
-    }
+def _run(found: dict[str, dict[str, Any] | Exception], job: list[_Layer], n_threads: int | None, caller: str) -> None:
+    """Quantize layers of one dtype; what fails as a whole, as memory does, is tried layer by layer."""
+    names, arrays, wanted = zip(*job, strict=True)
+    failures: dict[int, Aq2Error] = {}
+    options = {"n_threads": n_threads, "failures": failures}
+    try:
+        rows = FUNCTIONS["quantize"](Tensors(arrays), list(wanted), [list(a.shape) for a in arrays], **options)
+    except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
+        if len(job) == 1:
+            found[names[0]] = _told(error, names[0], caller)
+        else:
+            for layer in job:
+                _run(found, [layer], n_threads, caller)
+        return
+    fields = [rows.field(name) for name in ("quantized_data", "scales", "zero_points", "row_length")]
+    data, scales, zeros = fields[:3]
+    data_at, scales_at, zeros_at = (np.frombuffer(field.buffers()[1], np.int64) for field in fields[:3])
+    raw = memoryview(data.buffers()[2])
+    scales, zeros = scales.values.to_numpy(), zeros.values.to_numpy()
+    row_lengths = fields[3].to_pylist()
+    for k, (name, values, scheme) in enumerate(job):
+        if k in failures:
+            found[name] = _told(failures[k], name, caller)
+            continue
+        found[name] = {
+            "quantized_data": bytes(raw[data_at[k] : data_at[k + 1]]),
+            "scales": scales[scales_at[k] : scales_at[k + 1]],
+            "zero_points": zeros[zeros_at[k] : zeros_at[k + 1]],
+            "shape": tuple(values.shape),
+            "bit_width": scheme.bit_width,
+            "scheme": scheme.name,
+            "row_length": row_lengths[k],
+        }
 
 
 def quantized_row(layer: Mapping[str, Any]) -> pa.StructArray:

@@ -94,6 +94,8 @@ class Weights:
 
     def fail_null_elements(self) -> None:
         """Set aside every row that holds a null element."""
+        if not self.nulls.size:
+            return
         first = np.searchsorted(self.nulls, self.starts)
         for row in np.flatnonzero(self.valid & (first < np.searchsorted(self.nulls, self.stops))):
             position = int(self.nulls[first[row]] - self.starts[row])

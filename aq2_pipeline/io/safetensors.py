@@ -197,7 +197,7 @@ class SafetensorsFile:
                 self._read(file, tensor, tensor.begin, values[begin:end].view(np.uint8))
             elif tensor.dtype in _NUMPY:
                 self._convert(file, tensor, values[begin:end])
-        return build.float_lists(offsets, values, _valid(tensors))
+        return build.float_lists(offsets, values, build.bitmap(_valid(tensors)))
 
     def _convert(self, file: FileIO, tensor: Tensor, values: Array) -> None:
         """Read a tensor of another float dtype piece by piece, so that it is never there twice."""
@@ -227,7 +227,7 @@ class SafetensorsFile:
         data = np.empty(offsets[-1], np.uint8)
         for tensor, size, begin in zip(tensors, sizes, offsets[:-1].tolist(), strict=True):
             self._read(file, tensor, tensor.begin, data[begin : begin + size])
-        return build.binaries(offsets, data, _valid(tensors))
+        return build.binaries(offsets, data, build.bitmap(_valid(tensors)))
 
     def _read(self, file: FileIO, tensor: Tensor, offset: int, target: Array) -> None:
         """Fill a uint8 array from the file: read, not mapped, so that a file that shrinks is an error, not a signal."""

@@ -12,6 +12,7 @@ from aq2_pipeline import schemes
 from aq2_pipeline.arguments import as_argument, is_column, over_chunks
 from aq2_pipeline.errors import Aq2Error, InputTypeError, hand_over
 from aq2_pipeline.functions import FUNCTIONS, check_constant, spelled_scheme
+from aq2_pipeline.udfs.polars_forks import refuse_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,8 @@ __all__ = [
     "weight_stats",
 ]
 
+#: Polars' own layouts: binary as views, which the older level copies.
+_AS_IT_IS = pl.CompatLevel.newest()
 #: The names that columns have in the struct that carries several into one call.
 _CARRIED = "__aq2_{}"
 
@@ -53,6 +56,7 @@ def _run(function: Function, first: pl.Series, others: list[Any], *, batch: bool
         Whether the first column may be a part of a larger one.
     threads : int, optional
     """
+    refuse_after_fork(function.name)
     n = len(first)
     given = []
     for argument, value in zip(function.arguments[1:], others, strict=False):
@@ -68,7 +72,8 @@ def _run(function: Function, first: pl.Series, others: list[Any], *, batch: bool
 
     chunks = [_arrow(function, function.arguments[0], chunk) for chunk in first.get_chunks() or [first]]
     results = over_chunks(function, chunks, given, threads, place)
-    result = pl.Series(pl.from_arrow(pa.chunked_array(results, function.result)))
+    found = results[0] if len(results) == 1 else pa.chunked_array(results, function.result)
+    result = pl.Series(pl.from_arrow(found, rechunk=False))  # of several chunks it would copy
     if len(result) != n:  # Polars does not notice
         msg = f"{function.sql_name} returned {len(result)} rows for {n}"
         raise Aq2Error(msg)
@@ -79,7 +84,7 @@ def _arrow(function: Function, argument: Argument, column: pl.Series) -> pa.Arra
     """Return a series of one chunk as Arrow holds it; objects would come as their addresses, in bytes."""
     try:
         if column.dtype != pl.Object:
-            return column.to_arrow()
+            return column.to_arrow(compat_level=_AS_IT_IS)
     except (pa.ArrowException, pl.exceptions.PanicException):  # a type that only Polars has, such as Int128
         pass
     msg = f"{argument.name} are {column.dtype}"
@@ -111,6 +116,7 @@ def _callable(name: str, others: _Others) -> Callable[[pl.Series], pl.Series]:
 def _expression(name: str, first: IntoExpr, *others: Any) -> pl.Expr:
     """Build the expression of a call; what is not an expression or a column is a constant, checked now."""
     function = FUNCTIONS[name]
+    refuse_after_fork(function.name)
     columns = [pl.col(first) if isinstance(first, str) else first]
     told: list[tuple[str, Any]] = []
     for argument, value in zip(function.arguments[1:], others, strict=False):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from aq2_pipeline import schemes
 from aq2_pipeline.arguments import as_argument, exports_arrow, is_column, over_chunks
+from aq2_pipeline.columns import Tensors
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS, spelled_scheme, thread_count
 from aq2_pipeline.layout import INTS
@@ -217,7 +219,11 @@ def _call(name: str, column: Any, *others: Any, threads: int | None = None) -> A
     if not isinstance(whole, pa.ChunkedArray):
         return function(whole, *given, n_threads=threads)
     chunks = whole.chunks or [pa.nulls(0, whole.type)]  # a wrong type is one without rows, too
-    return pa.chunked_array(over_chunks(function, chunks, given, threads, _shifted), function.result)
+    results = over_chunks(function, chunks, given, threads, _shifted)
+    if len(results) < len(chunks):  # one job for all
+        ends = itertools.accumulate(map(len, chunks))
+        results = [results[0].slice(end - len(chunk), len(chunk)) for end, chunk in zip(ends, chunks, strict=True)]
+    return pa.chunked_array(results, function.result)
 
 
 def _arguments(function: Function, others: tuple[Any, ...], n: int) -> list[Any]:
@@ -244,9 +250,11 @@ def _each_tensor(function: Function, tensors: list[Any], others: tuple[Any, ...]
     if len(given) > 1:  # the shape
         told = [None] * len(arrays) if given[1] is None else given[1].to_pylist()
         given[1] = pa.array([list(a.shape) if s is None else s for a, s in zip(arrays, told, strict=True)], INTS)
-    chunks = (rows_of(values, 1) for values in arrays)
-    results = over_chunks(function, chunks, given, threads, _shifted)
-    return pa.concat_arrays(results) if results else pa.array([], function.result)
+    if function.takes_chunks and len({values.dtype for values in arrays}) == 1:
+        return function(Tensors(arrays), *given, n_threads=threads)
+    chunks = [rows_of(values, 1) for values in arrays]
+    results = over_chunks(function, chunks, given, threads, _shifted) if chunks else [pa.array([], function.result)]
+    return pa.concat_arrays(results)
 
 
 def as_column(column: Any, function: Function) -> pa.Array | pa.ChunkedArray:
