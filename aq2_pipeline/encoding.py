@@ -12,7 +12,18 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, build, columns, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import LATER, block_size, cut, frozen, in_order, sizes_of, slices, source, step, wanted_schemes
+from aq2_pipeline.pieces import (
+    LATER,
+    cut,
+    frozen,
+    in_order,
+    most_at_once,
+    sizes_of,
+    slices,
+    source,
+    step,
+    wanted_schemes,
+)
 from aq2_pipeline.shapes import n_weights
 
 if TYPE_CHECKING:
@@ -211,7 +222,7 @@ class Encoding:
 
     def _read_by_kernels(self, part: Part) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, block_size(part.weights))
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, most_at_once(part.weights))
         *weights, n_scratch = source(part.weights, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SLICE_SIZE = 1 << 23
 #: Weights of another type than float32 that are widened at a time: their float32 stay in a core's own cache.
 BLOCK_SIZE = 1 << 16
+#: Weights of a group, longer than that, that are widened at a time.
+GROUP_SLICE_SIZE = 1 << 20
 
 
 #: What `Pieces.slices` says of a slice of a group.
@@ -94,49 +96,58 @@ def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
     return [int(size[0]) for size in sizes]
 
 
-def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, size: int | None = None) -> Pieces:
+def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, most: tuple[int, int] | None = None) -> Pieces:
     """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does.
 
-    A group that is longer than `size` (default `SLICE_SIZE`) is cut into slices, if its codec can measure them.
+    Parameters
+    ----------
+    scheme : Scheme
+    rows : int64 array
+        The rows to cut.
+    lengths, row_lengths : int64 arrays
+        Of all rows.
+    most : (int, int), optional
+        How many weights a piece may have, and one that is a single group; a longer
+        group is cut into slices, if its codec can measure them. Default `SLICE_SIZE`.
     """
-    longest = size or SLICE_SIZE
+    most = most or (SLICE_SIZE, SLICE_SIZE)
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
-    if lengths.max(initial=0) <= longest:
+    if lengths.max(initial=0) <= most[0]:
         return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
-    codec, params = scheme.codec, scheme.params
-    parts: list[tuple[int, int, int, int, int]] = []
-    for row, length, row_length in zip(rows.tolist(), lengths.tolist(), row_lengths.tolist(), strict=True):
-        unit = codec.piece(row_length, params) if length > longest else length
-        if length <= longest:
-            parts.append((row, 0, length, row_length, 0))
-        elif unit and row_length <= longest:
-            step = longest // row_length * row_length
-            parts += ((row, at, min(step, length - at), row_length, 0) for at in range(0, length, step))
-        elif unit and unit <= longest:
-            step = longest // unit * unit
-            for start in range(0, length, row_length):
-                ends = range(0, row_length, step)
-                parts += ((row, start + at, n, n, 0) for at in ends for n in (min(step, row_length - at),))
-        elif codec.measure_name is None:
-            parts.append((row, 0, length, row_length, 0))
-        else:
-            parts += _slices_of_groups(row, length, unit or length, row_length if unit else length, longest)
-    first, *others, found = (np.array(column, np.int64) for column in zip(*parts, strict=True))
-    return Pieces(first, others[0], others[1], others[2], found if found.any() else None)
+    pairs = list(zip(lengths.tolist(), row_lengths.tolist(), strict=True))
+    known = {pair: _steps(scheme, *pair, *most) for pair in set(pairs)}
+    stride, step, inside, sliced = np.array([known[pair] for pair in pairs], np.int64).T
+    each = -(-stride // step)
+    n = lengths // stride * each
+    row = np.repeat(np.arange(rows.size), n)
+    block, k = np.divmod(np.arange(row.size) - np.repeat(np.cumsum(n) - n, n), each[row])
+    sizes = np.minimum(step[row], stride[row] - k * step[row])
+    found = np.where(sliced[row] > 0, np.where(k == 0, FIRST, LATER), 0)
+    return Pieces(
+        rows[row],
+        block * stride[row] + k * step[row],
+        sizes,
+        np.where(inside[row] > 0, sizes, row_lengths[row]),
+        found if found.any() else None,
+    )
 
 
-def _slices_of_groups(
-    row: int, length: int, group: int, row_length: int, longest: int
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield the slices of a row's groups; slices begin at whole bytes, whatever the bits, and at whole vectors."""
-    step = max(longest // 64, 1) * 64
-    for start in range(0, length, row_length):
-        for first in range(start, start + row_length, group):
-            stop = min(first + group, start + row_length)
-            for at in range(first, stop, step):
-                n = min(step, stop - at)
-                yield row, at, n, n, FIRST if at == first else LATER
+def _steps(scheme: Scheme, length: int, row_length: int, longest: int, longest_group: int) -> tuple[int, int, int, int]:
+    """Return how a row is cut: at multiples of a stride, there in steps, and whether these are inside a matrix row.
+
+    The last number says whether they are inside a group, too: slices begin at
+    whole vectors, and so at whole bytes, whatever the bits.
+    """
+    if length <= longest:
+        return max(length, 1), max(length, 1), 0, 0
+    unit = scheme.codec.piece(row_length, scheme.params)
+    if unit and row_length <= longest:
+        return length, longest // row_length * row_length, 0, 0
+    stride, group = (row_length, unit) if unit else (length, length)
+    if group <= longest_group or scheme.codec.measure_name is None or stride % group:
+        return stride, max(longest // group, 1) * group, int(unit > 0), 0
+    return group, max(longest_group // 64, 1) * 64, 1, 1
 
 
 def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
@@ -183,9 +194,11 @@ class Source(NamedTuple):
     n_scratch: int
 
 
-def block_size(weights: Weights) -> int:
-    """Return how many weights may be in a piece."""
-    return SLICE_SIZE if weights.kind is None else min(BLOCK_SIZE, SLICE_SIZE)
+def most_at_once(weights: Weights) -> tuple[int, int]:
+    """Return how many weights may be in a piece, and in one that is a single group."""
+    if weights.kind is None:
+        return SLICE_SIZE, SLICE_SIZE
+    return min(BLOCK_SIZE, SLICE_SIZE), min(GROUP_SLICE_SIZE, SLICE_SIZE)
 
 
 def source(weights: Weights, pieces: Pieces) -> Source:

@@ -156,3 +156,24 @@ def test_scipy_is_not_imported_for_a_first_call():
     """A first call leaves SciPy alone, and a user's Numba function still has its BLAS."""
     pytest.importorskip("scipy")
     assert child(BLAS) == "False\n9.0\n"
+
+
+def test_a_cache_is_fresh_only_if_all_kernels_are(tmp_path):
+    """A kernel outside the package is compiled anew when a file of `kernels` changes, which it may be made of."""
+    module = tmp_path / "outside.py"
+    module.write_text(
+        "from aq2_pipeline.kernels import MEASURE, kernel\n"
+        "@kernel(MEASURE)\n"
+        "def measure(values, bounds):\n"
+        "    return values.size\n"
+    )
+    run = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import outside; from aq2_pipeline.kernels import _jit\n"
+        "if sys.argv[2:]: _jit._sources = lambda: 'changed'\n"
+        "print(sum(outside.measure.compiled.stats.cache_hits.values()))"
+    )
+    hits = []
+    for changed in ([], [], ["changed"], ["changed"]):
+        command = [sys.executable, "-c", run, str(tmp_path), *changed]
+        hits.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert hits == [0, 1, 0, 1]

@@ -107,6 +107,13 @@ def _look_for_blas() -> None:
         raise ImportError
 
 
+@functools.cache
+def _sources() -> tuple[tuple[str, int, int], ...]:
+    """Return name, time and size of every file that a kernel may be compiled from."""
+    found = ((path, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
 class Kernel:
     """A function with one signature, compiled (or read from the cache) at its first use.
 
@@ -156,12 +163,28 @@ class Kernel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaWarning)
             try:
-                return njit(self.signature, cache=True, **OPTIONS)(self.py_func)
+                return self._cached()
             except Exception:  # noqa: BLE001 - no folder holds a cache, or it is full or damaged, which costs time only
                 self._empty_cache()
             with contextlib.suppress(Exception):
-                return njit(self.signature, cache=True, **OPTIONS)(self.py_func)
+                return self._cached()
             return njit(self.signature, **OPTIONS)(self.py_func)  # what is wrong with the function itself is told here
+
+    def _cached(self) -> Any:
+        """Compile, or read from the cache.
+
+        Numba takes a cache for fresh if the function's own file is; what it calls is compiled into it, and a kernel
+        of another package that kept an older `moments` would write where its sums no longer are.
+        """
+        dispatcher = njit(**OPTIONS)(self.py_func)
+        if not hasattr(dispatcher, "enable_caching"):  # the JIT is off
+            return dispatcher
+        dispatcher.enable_caching()
+        file = dispatcher._cache._cache_file  # noqa: SLF001 - Numba has no other way
+        file._source_stamp = (file._source_stamp, _sources())  # noqa: SLF001
+        dispatcher.compile(self.signature)
+        dispatcher.disable_compile()
+        return dispatcher
 
     def _empty_cache(self) -> None:
         """Begin the function's cache anew, so that a damaged one does not cost every process its time."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from numba import njit
 from support.interpreted import interpreted, readonly
 
-from aq2_pipeline.kernels import widening
+from aq2_pipeline.kernels import lanes, widening
+from aq2_pipeline.kernels._jit import OPTIONS
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f64": np.float64}
 
@@ -37,6 +39,20 @@ def test_all_patterns_of_sixteen_bits(kind):
     same(widened(stored.tobytes(), kind), expected)
     if kind == "f16":
         same(np.array([widening.float_from_half(int(h)) for h in range(65536)], np.float32), expected)
+
+
+def test_halves_without_f16c(monkeypatch):
+    """Where the target has no instruction for it, all 65,536 patterns are converted by integers, to the same floats."""
+    monkeypatch.setattr(widening, "has_f16c", lambda _context: False)
+
+    @njit(**OPTIONS)
+    def convert(raw, out):
+        for at in range(0, out.size, 16):
+            lanes.store(out, at, widening.floats_from_halves(lanes.read(raw, 2 * at, np.uint16)))
+
+    stored, found = np.arange(65536, dtype=np.uint16), np.zeros(65536, np.float32)
+    convert(readonly(stored.view(np.uint8)), found)
+    same(found, stored.view(np.float16).astype(np.float32))
 
 
 def test_float64_is_rounded():
