@@ -94,6 +94,8 @@ MAY_IMPORT = {
         "decoding",
         "statistics",
         "threads",
+        "tensors",
+        "windows",
     },
     "policy": {"schemes", "errors"},
     "functions": {"ops", "policy", "schemes", "layout", "errors"},
