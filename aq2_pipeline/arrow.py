@@ -9,7 +9,7 @@ read. What a null row owns is garbage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,71 +18,13 @@ import pyarrow.types as pt
 
 from aq2_pipeline import views
 from aq2_pipeline.errors import InputTypeError, InputValueError
-from aq2_pipeline.floats import float32_of
 from aq2_pipeline.shapes import nested_shape
+from aq2_pipeline.weights import NUMPY_OF_DTYPE, Weights, frozen_view
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from aq2_pipeline.weights import Array
 
-    from aq2_pipeline.errors import Aq2Error
-
-    Array = NDArray[Any]
-
-_NUMPY_OF_DTYPE = {"f32": "<f4", "f64": "<f8", "f16": "<f2", "bf16": "<u2"}
 _TAKEN = "a list, large_list, fixed_size_list or list view of float16, float32, float64 or decimal, or binary"
-
-
-@dataclass
-class Weights:
-    """A column of weights as a flat buffer and spans.
-
-    Attributes
-    ----------
-    values : float32 array, read-only
-        The caller's own buffer wherever it holds aligned float32.
-    starts, stops : int64 arrays
-        The span of each row in `values`; empty where the row is null or failed.
-    valid : bool array
-        False for null and failed rows.
-    shape : tuple of int or None
-        The shape that the column's type gives every row.
-    nulls : int64 array
-        Positions in `values` of null elements, ascending.
-    source : array or None
-        The float64 values that `values` were rounded from.
-    failures : dict
-        Row -> what is wrong with it.
-    """
-
-    values: Array
-    starts: Array
-    stops: Array
-    valid: Array
-    shape: tuple[int, ...] | None = None
-    nulls: Array = field(default_factory=lambda: np.empty(0, np.int64))
-    source: Array | None = None
-    failures: dict[int, Aq2Error] = field(default_factory=dict)
-
-    @property
-    def lengths(self) -> Array:
-        """Weights a row; int64."""
-        return self.stops - self.starts
-
-    def fail_null_elements(self) -> None:
-        """Set aside every row that holds a null element."""
-        if not self.nulls.size:
-            return
-        first = np.searchsorted(self.nulls, self.starts)
-        for row in np.flatnonzero(self.valid & (first < np.searchsorted(self.nulls, self.stops))):
-            position = int(self.nulls[first[row]] - self.starts[row])
-            error = InputValueError("an element is null", "fill it, or filter the row out")
-            self.fail(int(row), error.at(position=position))
-
-    def fail(self, row: int, error: Aq2Error) -> None:
-        """Set a row aside with the reason; the first reason stays."""
-        self.failures.setdefault(row, error.at(row=row))
-        self.valid[row] = False
-        self.starts[row] = self.stops[row] = 0
 
 
 def validity(array: pa.Array) -> Array:
@@ -190,7 +132,7 @@ def read_weights(
     valid = validity(array) if active is None else validity(array) & active
     if pt.is_null(array.type):
         none = np.zeros(len(array), np.int64)
-        return Weights(_frozen(np.empty(0, np.float32)), none, none.copy(), valid)
+        return Weights(frozen_view(np.empty(0, np.float32)), none, none.copy(), valid)
     if isinstance(array.type, pa.FixedShapeTensorType):
         return _read_tensors(array, dtype, active, name)
     if is_binary(array.type):
@@ -228,7 +170,7 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> 
     _refuse_element_type(child.type, dtype, array.type, name)
     weights.shape = nested_shape(array.type)
     weights.nulls = nulls
-    _convert(weights, child, dtype)
+    _place(weights, child, dtype)
     return weights
 
 
@@ -270,58 +212,58 @@ def _refuse_element_type(kind: pa.DataType, dtype: str | None, whole: pa.DataTyp
         raise InputTypeError(msg, "an input dtype is for binary and uint16 weights; leave it out")
 
 
-def _convert(weights: Weights, child: pa.Array, dtype: str | None) -> None:
-    """Fill `values`: the caller's buffer where it is float32, else an exact or rounded copy of what is used."""
+def _place(weights: Weights, child: pa.Array, dtype: str | None) -> None:
+    """Say where the weights are: in the caller's buffer, but for decimals, which become float64."""
     kind, n = child.type, len(child)
     if pt.is_decimal(kind):
         child, kind = child.cast(pa.float64()), pa.float64()
-    raw = _elements(child.buffers()[1], kind.to_pandas_dtype(), child.offset, n)
-    if pt.is_float32(kind) and raw.flags.aligned:
-        weights.values = _frozen(raw)
+    held = _elements(child.buffers()[1], kind.to_pandas_dtype(), child.offset, n)
+    if pt.is_float32(kind) and held.flags.aligned:
+        weights.values = frozen_view(held)
         return
-    weights.values = _frozen(float32_of(raw, dtype))
-    if raw.dtype == np.float64:
-        weights.source = raw
+    weights.kind = dtype or {4: "f32", 2: "f16", 8: "f64"}[held.itemsize]
+    weights.raw = frozen_view(held.view(np.uint8))
+    weights.skew = np.zeros(weights.starts.size, np.int64)
 
 
 def _read_binary(array: pa.Array, dtype: str, valid: Array) -> Weights:
-    kind = np.dtype(_NUMPY_OF_DTYPE[dtype])
+    size = np.dtype(NUMPY_OF_DTYPE[dtype]).itemsize
     weights = read_bytes(array, valid)
-    data = weights.values
-    for row in np.flatnonzero(weights.lengths % kind.itemsize):
-        n = int(weights.lengths[row])
+    for row in np.flatnonzero(weights.lengths % size):
+        n_bytes = int(weights.lengths[row])
         hint = "say what the bytes hold in the scheme, e.g. 'int4_g128@bf16'"
-        weights.fail(int(row), InputValueError(f"{n} bytes are no whole number of {dtype} weights", hint))
-    if dtype != "f32" and pt.is_binary_view(array.type):  # what is converted is read as a whole, which a window is not
-        data = _gathered(weights, data)
-    data = _aligned(weights, data, kind.itemsize).view(kind)
-    weights.values = _frozen(data if dtype == "f32" else float32_of(data, dtype))
-    if dtype == "f64":
-        weights.source = data
+        weights.fail(int(row), InputValueError(f"{n_bytes} bytes are no whole number of {dtype} weights", hint))
+    weights.raw, weights.values = weights.values, frozen_view(np.empty(0, np.float32))
+    n = weights.lengths // size
+    first = -weights.raw.ctypes.data % size
+    begins = (weights.starts - first)[n > 0]
+    if dtype == "f32" and not np.any(begins % size):
+        whole = weights.raw[first : first + max(weights.raw.size - first, 0) // size * size]
+        weights.values = frozen_view(whole.view(np.float32))
+        weights.starts = np.where(n > 0, (weights.starts - first) // size, 0)
+    else:
+        weights.kind = dtype
+        weights.skew = weights.starts % size
+        weights.starts = weights.starts // size
+    weights.stops = weights.starts + n
     return weights
 
 
-def _gathered(weights: Weights, data: Array) -> Array:
-    """Return the rows one after the other."""
-    used = weights.stops > weights.starts
-    rows = zip(weights.starts[used], weights.stops[used], strict=True)
-    data = np.concatenate([data[:0], *(data[a:b] for a, b in rows)])
-    lengths = weights.lengths
-    weights.stops = np.cumsum(lengths)
-    weights.starts = weights.stops - lengths
-    return data
+def read_floats(array: pa.Array, active: Array, *, name: str) -> Weights:
+    """Read a column of lists of few floats as float32.
 
-
-def _aligned(weights: Weights, data: Array, size: int) -> Array:
-    """Turn spans from bytes to elements; return whole aligned elements, the caller's where rows allow it."""
-    used = weights.stops > weights.starts
-    shift = -data.ctypes.data % size
-    if np.any((weights.starts[used] - shift) % size):
-        shift = 0
-        data = _gathered(weights, data)
-    weights.starts, weights.stops = ((ends - shift) // size for ends in (weights.starts, weights.stops))
-    weights.starts[~used] = weights.stops[~used] = 0
-    return data[shift : shift + (data.size - shift) // size * size]
+    Raises
+    ------
+    InputTypeError
+        As `read_weights`.
+    """
+    weights = read_weights(array, None, active, name=name)
+    if is_binary(array.type):
+        msg = f"{name} are {array.type}"
+        raise InputTypeError(msg, "expected a list of float32")
+    if weights.kind is None:
+        return weights
+    return replace(weights, values=frozen_view(weights.as_float32()), kind=None)
 
 
 def read_bytes(array: pa.Array, valid: Array) -> Weights:
@@ -344,7 +286,7 @@ def read_bytes(array: pa.Array, valid: Array) -> Weights:
     else:
         starts, stops = _spans(array)
         data = _bytes_of(array.buffers()[-1])
-    weights = Weights(_frozen(data), starts, stops, validity(array) & valid)
+    weights = Weights(frozen_view(data), starts, stops, validity(array) & valid)
     _checked(weights, data.size)
     return weights
 
@@ -382,9 +324,3 @@ def decoded(array: pa.Array) -> pa.Array:
     if pt.is_string_view(values.type) or pt.is_binary_view(values.type):  # views have no kernel for `take`
         values = values.cast(pa.large_string() if pt.is_string_view(values.type) else pa.large_binary())
     return values.take(array.indices)
-
-
-def _frozen(values: Array) -> Array:
-    view = values.view()
-    view.flags.writeable = False
-    return view

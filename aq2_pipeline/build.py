@@ -13,7 +13,7 @@ from aq2_pipeline.layout import FLOATS, TEXT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aq2_pipeline.arrow import Array
+    from aq2_pipeline.weights import Array
 
 #: Elements below which NumPy has memory faster.
 _FEW = 1 << 12

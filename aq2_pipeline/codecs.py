@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["IDENTITY", "INTEGER", "Codec", "Sizes"]
+__all__ = ["IDENTITY", "INTEGERS", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -55,6 +55,10 @@ class Codec:
         ``piece(row_length, params)``: the number of weights at whose multiples a
         matrix row may be cut, so that the pieces encode as the whole does; 0 if
         not even between matrix rows.
+    measure_name : str or None
+        The kernel that measures a slice of such a piece, where the piece itself may
+        be cut anywhere: two maxima, which are the whole's if taken over all slices,
+        and which `encode` and `error` find behind their own parameters.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Codec:
     error_name: str
     sizes: Callable[[Ints, Ints, tuple[int, ...]], Sizes]
     piece: Callable[[int, tuple[int, ...]], int]
+    measure_name: str | None = None
 
     def _kernel(self, name: str) -> Any:
         return getattr(importlib.import_module(self.module), name).compiled
@@ -82,6 +87,11 @@ class Codec:
     def error(self) -> Any:
         """The compiled encoder and decoder in one, which only sums the errors."""
         return self._kernel(self.error_name)
+
+    @property
+    def measure(self) -> Any:
+        """The compiled measure of a slice of a group."""
+        return self._kernel(self.measure_name or "")
 
 
 def _integer_sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
@@ -106,7 +116,21 @@ def _identity_sizes(lengths: Ints, _row_lengths: Ints, params: tuple[int, ...]) 
     return Sizes(lengths * (4 if params[0] == 0 else 2), none, none)
 
 
-INTEGER = Codec("integer", "aq2_pipeline.kernels.integer", "encode", "decode", "error", _integer_sizes, _integer_piece)
+#: (bits, asymmetric) -> integers of that width.
+INTEGERS = {
+    (bits, asymmetric): Codec(
+        f"int{bits}{'_asym' * asymmetric}",
+        "aq2_pipeline.kernels.integer",
+        f"encode{bits}{'_asym' * asymmetric}",
+        f"decode{bits}",
+        "error",
+        _integer_sizes,
+        _integer_piece,
+        "measure",
+    )
+    for bits in range(2, 9)
+    for asymmetric in (False, True)
+}
 IDENTITY = Codec(
     "identity",
     "aq2_pipeline.kernels.identity",

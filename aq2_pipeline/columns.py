@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import arrow, layout, windows
-from aq2_pipeline.arrow import Weights
 from aq2_pipeline.tensors import rows_of
+from aq2_pipeline.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aq2_pipeline.arrow import Array
+    from aq2_pipeline.weights import Array
 
 __all__ = ["Column", "Tensors", "read", "validity"]
 
@@ -72,31 +72,39 @@ def _read_tensors(arrays: list[Array], dtype: str | None, active: Array) -> Weig
 
 
 def _joined(parts: list[Weights]) -> Weights:
-    """Return columns of one type as one."""
+    """Return columns of one type as one, over a window of the memory of all."""
     if len(parts) == 1:
         return parts[0]
-    values, source = [part.values for part in parts], None
+    kind = next((part.kind for part in parts if part.kind is not None), None)
+    if kind is None:
+        values, firsts = windows.window([part.values for part in parts])
+        joined = replace(parts[0], values=values)
+        skews = parts[0].skew
+    else:
+        raw, begins = windows.window([part.values.view(np.uint8) if part.kind is None else part.raw for part in parts])
+        size = next(part.item_size for part in parts if part.kind is not None)
+        firsts, rest = np.divmod(begins, size)
+        joined = replace(parts[0], values=parts[0].values[:0], kind=kind, raw=raw)
+        skews = np.concatenate(
+            [np.zeros(p.valid.size, np.int64) + p.skew + r for p, r in zip(parts, rest, strict=True)]
+        )
     n_rows = np.cumsum([0, *(part.valid.size for part in parts)]).tolist()
-    try:
-        if any(part.source is not None for part in parts):
-            source = np.concatenate([part.values if part.source is None else part.source for part in parts])
-            raise ValueError  # noqa: TRY301 - a position must be that of the source, too
-        whole, firsts = windows.window(values)
-    except ValueError:
-        whole, firsts = np.concatenate(values), np.cumsum([0, *(part.size for part in values)])[:-1]
-        whole.flags.writeable = False
     failures = {
         row + first: error.at(row=row + first)
         for part, first in zip(parts, n_rows, strict=False)
         for row, error in part.failures.items()
     }
     return replace(
-        parts[0],
-        values=whole,
+        joined,
         starts=np.concatenate([part.starts + first for part, first in zip(parts, firsts, strict=True)]),
         stops=np.concatenate([part.stops + first for part, first in zip(parts, firsts, strict=True)]),
         valid=np.concatenate([part.valid for part in parts]),
         nulls=np.sort(np.concatenate([part.nulls + first for part, first in zip(parts, firsts, strict=True)])),
-        source=source,
+        skew=skews,
         failures=failures,
     )
+
+
+def _skewed(part: Weights) -> Weights:
+    """Return a column with an entry of `skew` for each row, which aligned float32 do without."""
+    return part if part.kind is not None else replace(part, skew=np.zeros(part.valid.size, np.int64))

@@ -16,10 +16,10 @@ from aq2_pipeline.pieces import cut, frozen, sizes_of, slices, span, wanted_sche
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array, Weights
 
 _REQUIRED = ("scheme", "length", "quantized_data", "scales", "zero_points")
 
@@ -51,8 +51,8 @@ class Decoding:
         self.lengths = np.zeros(n, np.int64)
         self.row_lengths = np.zeros(n, np.int64)
         self._data = arrow.read_bytes(fields["quantized_data"], self.valid)
-        self._scales = arrow.read_weights(fields["scales"], None, self.valid, name="scales")
-        self._zeros = arrow.read_weights(fields["zero_points"], None, self.valid, name="zero_points")
+        self._scales = arrow.read_floats(fields["scales"], self.valid, name="scales")
+        self._zeros = arrow.read_floats(fields["zero_points"], self.valid, name="zero_points")
         for column in (self._data, self._scales, self._zeros):
             for row, error in column.failures.items():
                 self._fail(row, error)
@@ -99,7 +99,7 @@ class Decoding:
                 msg = f"{scheme.name!r} with {self.lengths[rows[k]]} weights has {want[k]} {name}, found {found[k]}"
                 self._fail(int(rows[k]), InputValueError(msg))
 
-    def _check_numbers(self, name: str, lists: arrow.Weights, rows: Array, low: float, high: float) -> None:
+    def _check_numbers(self, name: str, lists: Weights, rows: Array, low: float, high: float) -> None:
         good = np.isfinite(lists.values) & (lists.values >= low) & (lists.values <= high)
         good[lists.nulls] = False
         bad = np.flatnonzero(~good)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,19 +12,19 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, build, columns, threads
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.pieces import cut, frozen, in_order, sizes_of, slices, span, wanted_schemes
+from aq2_pipeline.pieces import LATER, block_size, cut, frozen, in_order, sizes_of, slices, source, step, wanted_schemes
 from aq2_pipeline.shapes import n_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import pyarrow as pa
 
-    from aq2_pipeline.arrow import Array, Weights
     from aq2_pipeline.columns import Column
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array, Weights
 
 _LARGEST_SIZE = np.iinfo(np.int64).max
 _NO_FLOATS = np.empty(0, np.float32)
@@ -39,6 +38,43 @@ class Part:
     scheme: Scheme
     rows: Array
     weights: Weights
+
+
+@dataclass
+class Read:
+    """A part as kernels work through it.
+
+    Attributes
+    ----------
+    part : Part
+    pieces : Pieces
+    given : tuple
+        What kernels read of the pieces, from `kind` on, as `kernels.rows` names it.
+    n_scratch : int
+        Floats of scratch that a call needs.
+    status : int64 array
+        What the kernels say of each piece.
+    bounds : int64 array or None
+        The measure of the whole group, for each slice of one.
+    """
+
+    part: Part
+    pieces: Pieces
+    given: tuple[Any, ...]
+    n_scratch: int
+    status: Array
+    bounds: Array | None = None
+
+    def slices(self) -> Iterator[tuple[int, int, Array]]:
+        """Yield ranges of pieces for one call each, with the parameters that their kernels are told."""
+        params = frozen(self.part.scheme.params)
+        if self.bounds is None:
+            yield from ((first, last, params) for first, last in slices(self.pieces.lengths))
+            return
+        for first, last in slices(self.pieces.lengths):
+            for k in range(first, last):
+                sliced = self.pieces.slices is not None and self.pieces.slices[k] > 0
+                yield k, k + 1, frozen([*params, *self.bounds[k]]) if sliced else params
 
 
 class Encoded(NamedTuple):
@@ -162,8 +198,8 @@ class Encoding:
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
             sizes = sizes_of(part.scheme, self.lengths[part.rows], self.row_lengths[part.rows])
-            for target, source in zip(whole, sizes, strict=True):
-                target[part.rows] = source
+            for target, found in zip(whole, sizes, strict=True):
+                target[part.rows] = found
         return whole
 
     def names(self, mask: pa.Buffer | None) -> pa.Array:
@@ -173,14 +209,35 @@ class Encoding:
             index[part.rows] = k
         return build.texts([part.scheme.name for part in self.parts], index, self.valid, mask)
 
-    def _inputs(self, part: Part) -> tuple[Pieces, tuple[Array, ...], Array]:
+    def _read_by_kernels(self, part: Part) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths)
-        starts = pieces.of(part.weights.starts)
-        source = span(starts if pieces.whole else starts + pieces.offsets, pieces.lengths)
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, block_size(part.weights))
+        *weights, n_scratch = source(part.weights, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
-        given = (part.weights.values, *source, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
-        return pieces, given, build.filled(pieces.rows.size, -1)
+        given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
+        return Read(part, pieces, given, n_scratch, build.filled(pieces.rows.size, -1))
+
+    def _measured(self, reads: list[Read], n_threads: int | None) -> None:
+        """Measure the groups that are cut into slices: each slice gets the bounds of its whole group."""
+        long = [(read, read.pieces.slices) for read in reads if read.pieces.slices is not None]
+        if not long:
+            return
+        from aq2_pipeline.kernels.rows import measure_rows  # noqa: PLC0415 - kernels load at their first use
+
+        bounds = [np.zeros((which.size, 2), np.int64) for _, which in long]
+        tasks = []
+        for (read, which), found in zip(long, bounds, strict=True):
+            arguments = (*read.given[:5], found.reshape(-1))
+            codec = read.part.scheme.codec
+            tasks += [
+                [step(measure_rows, read.n_scratch, codec.measure, k, k + 1, *arguments)]
+                for k in np.flatnonzero(which).tolist()
+            ]
+        threads.run(tasks, n_threads)
+        for (read, which), found in zip(long, bounds, strict=True):
+            firsts = np.flatnonzero(which != LATER)
+            whole = np.maximum.reduceat(found, firsts)
+            read.bounds = np.repeat(whole, np.diff([*firsts, which.size]), axis=0)
 
     def encode(self, n_threads: int | None, place: Callable[[Array], tuple[Array, Array]] | None = None) -> Encoded:
         """Encode every row; the bytes of rows in `failures` mean nothing.
@@ -194,18 +251,19 @@ class Encoding:
         data, starts = place(self.sizes.data) if place else (build.empty(data_at[-1], np.uint8), data_at[:-1])
         scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
         targets = [(starts, starts + self.sizes.data), *((at[:-1], at[1:]) for at in (scales_at, zeros_at))]
+        reads = [self._read_by_kernels(part) for part in self.parts]
+        self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
-        results = []
-        for part in self.parts:
-            scheme = part.scheme
-            pieces, given, status = self._inputs(part)
-            data_span, scale_span, zero_span = pieces.spans(scheme, targets)
-            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, status)
-            encode, params = scheme.codec.encode, frozen(scheme.params)
-            tasks += ([partial(encode_rows, encode, params, a, b, *given, *taken)] for a, b in slices(pieces.lengths))
-            results.append((part, pieces, status))
+        for read in reads:
+            scheme = read.part.scheme
+            data_span, scale_span, zero_span = read.pieces.spans(scheme, targets)
+            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status)
+            tasks += (
+                [step(encode_rows, read.n_scratch, scheme.codec.encode, params, a, b, *read.given, *taken)]
+                for a, b, params in read.slices()
+            )
         threads.run(tasks, n_threads)
-        self._collect(results)
+        self._collect(reads)
         return Encoded(data_at, data, scales_at, scales, zeros_at, zeros)
 
     def error_sums(self, n_threads: int | None) -> Array:
@@ -214,26 +272,26 @@ class Encoding:
         from aq2_pipeline.kernels.rows import error_rows  # noqa: PLC0415
 
         sums = np.zeros((self.lengths.size, N_ERROR_SUMS))
+        reads = [self._read_by_kernels(part) for part in self.parts]
+        self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
-        results = []
-        for part in self.parts:
-            pieces, given, status = self._inputs(part)
-            where = (frozen(pieces.rows), frozen(pieces.offsets))
-            error, params = part.scheme.codec.error, frozen(part.scheme.params)
-            for steps in in_order(pieces):
-                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), status)
-                tasks.append([partial(error_rows, error, params, a, b, *where, *given, *taken) for a, b in steps])
-            results.append((part, pieces, status))
+        for read in reads:
+            error = read.part.scheme.codec.error
+            given = (frozen(read.pieces.rows), frozen(read.pieces.offsets), *read.given)
+            for run in in_order(read.pieces, read.slices()):
+                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), read.status)
+                tasks.append([step(error_rows, read.n_scratch, error, p, a, b, *given, *taken) for a, b, p in run])
         threads.run(tasks, n_threads)
-        self._collect(results)
+        self._collect(reads)
         return sums
 
-    def _collect(self, results: list[tuple[Part, Pieces, Array]]) -> None:
+    def _collect(self, reads: list[Read]) -> None:
         """Turn the statuses of pieces into failures of rows."""
-        for part, pieces, status in results:
+        for read in reads:
+            pieces, status = read.pieces, read.status
             for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
                 row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
-                self.failures[row] = _value_error(part.weights, part.scheme, row, position)
+                self.failures[row] = _value_error(read.part.weights, read.part.scheme, row, position)
 
 
 def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
@@ -249,10 +307,8 @@ def _shape_error(shape: Sequence[Any], length: int) -> InputValueError | None:
 
 def _value_error(weights: Weights, scheme: Scheme, row: int, position: int) -> Aq2Error:
     """Say what is wrong with the value that a kernel stopped at."""
-    at = int(weights.starts[row]) + position
-    value = float(weights.values[at])
-    if weights.source is not None and np.isinf(value) and np.isfinite(weights.source[at]):
-        value = float(weights.source[at])
+    value = weights.value(row, position)
+    if np.isfinite(value) and abs(value) > float(np.finfo(np.float32).max):
         error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
     elif np.isfinite(value):
         error = InputValueError(f"the value {value!r} does not fit {scheme.name!r}", "store this layer as 'f32'")

@@ -18,8 +18,8 @@ from aq2_pipeline.shapes import n_weights, nested_shape
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array
 
     Shape = Sequence[int | None]
 

@@ -25,10 +25,10 @@ from aq2_pipeline.windows import window
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.columns import Column, Tensors
     from aq2_pipeline.pieces import Failures
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array
 
 Job = TypeVar("Job", Encoding, Decoding)
 
@@ -142,12 +142,13 @@ def quantization_error(
         partial(Encoding, weights, scheme, shape, importance), lambda job: job.error_sums(n_threads), failures
     )
     valid, lengths, sizes = job.valid, job.lengths, job.sizes
-    squared_error, squared_weight, squared_decoded, product, max_error = sums.T
+    squared_error, squared_weight, squared_decoded, max_error = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
+        product = (squared_weight + squared_decoded - squared_error) / 2
         mse = squared_error / lengths
         sqnr = np.where(squared_error > 0, 10 * np.log10(squared_weight / squared_error), np.inf)
         norm = np.sqrt(squared_weight) * np.sqrt(squared_decoded)
-        cosine = np.where(squared_error > 0, np.where(norm > 0, np.minimum(product / norm, 1), 0), 1)
+        cosine = np.where(squared_error > 0, np.where(norm > 0, np.clip(product / norm, -1, 1), 0), 1)
         bits = 8 * (sizes.n_bytes) / lengths
     some = build.bitmap(valid & (lengths > 0))
     columns = (mse, np.sqrt(mse), max_error, sqnr, cosine, bits)

@@ -14,15 +14,21 @@ from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import Aq2Error, SchemeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from aq2_pipeline.arrow import Array
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array, Weights
 
     Failures = dict[int, Aq2Error]
 
 #: Weights that one call into a kernel takes at the most: 4 to 40 ms, so that an interrupt is answered.
 SLICE_SIZE = 1 << 23
+#: Weights of another type than float32 that are widened at a time: their float32 stay in a core's own cache.
+BLOCK_SIZE = 1 << 16
+
+
+#: What `Pieces.slices` says of a slice of a group.
+FIRST, LATER = 1, 2
 
 
 class Pieces(NamedTuple):
@@ -34,6 +40,8 @@ class Pieces(NamedTuple):
         Which row a piece is of, and the weight in it where it begins.
     lengths, row_lengths : int64 arrays
         Its weights, and those of its matrix rows.
+    slices : int64 array or None
+        Where groups are cut: `FIRST` and `LATER` for the slices of one group, 0 for other pieces.
     whole : bool
         Whether each piece is a row.
     """
@@ -42,6 +50,7 @@ class Pieces(NamedTuple):
     offsets: Array
     lengths: Array
     row_lengths: Array
+    slices: Array | None = None
     whole: bool = False
 
     def of(self, column: Array) -> Array:
@@ -50,6 +59,8 @@ class Pieces(NamedTuple):
 
     def spans(self, scheme: Scheme, targets: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
         """Yield the spans of the pieces in each buffer of their codes: data, scales, zero points.
+
+        Slices of a group have data of their own, and its scale and zero point in common.
 
         Parameters
         ----------
@@ -63,8 +74,9 @@ class Pieces(NamedTuple):
             return
         sizes = scheme.codec.sizes(self.lengths, self.row_lengths, scheme.params)
         first = np.searchsorted(self.rows, self.rows)  # the first piece of the same row
-        for (starts, _), size in zip(targets, sizes, strict=True):
-            begins = np.cumsum(size) - size
+        for k, ((starts, _), size) in enumerate(zip(targets, sizes, strict=True)):
+            shared = 0 if k == 0 or self.slices is None else (self.slices == LATER) * size
+            begins = np.cumsum(size - shared) - size
             yield span(starts[self.rows] + begins - begins[first], size)
 
 
@@ -82,37 +94,58 @@ def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
     return [int(size[0]) for size in sizes]
 
 
-def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array) -> Pieces:
-    """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does."""
+def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, size: int | None = None) -> Pieces:
+    """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does.
+
+    A group that is longer than `size` (default `SLICE_SIZE`) is cut into slices, if its codec can measure them.
+    """
+    longest = size or SLICE_SIZE
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
-    if lengths.max(initial=0) <= SLICE_SIZE:
+    if lengths.max(initial=0) <= longest:
         return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
-    parts: list[tuple[int, int, int, int]] = []
+    codec, params = scheme.codec, scheme.params
+    parts: list[tuple[int, int, int, int, int]] = []
     for row, length, row_length in zip(rows.tolist(), lengths.tolist(), row_lengths.tolist(), strict=True):
-        unit = scheme.codec.piece(row_length, scheme.params) if length > SLICE_SIZE else 0
-        if unit == 0:
-            parts.append((row, 0, length, row_length))
-        elif row_length <= SLICE_SIZE:
-            step = SLICE_SIZE // row_length * row_length
-            parts += ((row, at, min(step, length - at), row_length) for at in range(0, length, step))
-        else:
-            step = max(SLICE_SIZE // unit, 1) * unit
+        unit = codec.piece(row_length, params) if length > longest else length
+        if length <= longest:
+            parts.append((row, 0, length, row_length, 0))
+        elif unit and row_length <= longest:
+            step = longest // row_length * row_length
+            parts += ((row, at, min(step, length - at), row_length, 0) for at in range(0, length, step))
+        elif unit and unit <= longest:
+            step = longest // unit * unit
             for start in range(0, length, row_length):
-                for at in range(0, row_length, step):
-                    size = min(step, row_length - at)
-                    parts.append((row, start + at, size, size))
-    first, *others = (np.array(column, np.int64) for column in zip(*parts, strict=True))
-    return Pieces(first, others[0], others[1], others[2])
+                ends = range(0, row_length, step)
+                parts += ((row, start + at, n, n, 0) for at in ends for n in (min(step, row_length - at),))
+        elif codec.measure_name is None:
+            parts.append((row, 0, length, row_length, 0))
+        else:
+            parts += _slices_of_groups(row, length, unit or length, row_length if unit else length, longest)
+    first, *others, found = (np.array(column, np.int64) for column in zip(*parts, strict=True))
+    return Pieces(first, others[0], others[1], others[2], found if found.any() else None)
 
 
-def cut_anywhere(lengths: Array) -> Pieces:
+def _slices_of_groups(
+    row: int, length: int, group: int, row_length: int, longest: int
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield the slices of a row's groups; slices begin at whole bytes, whatever the bits, and at whole vectors."""
+    step = max(longest // 64, 1) * 64
+    for start in range(0, length, row_length):
+        for first in range(start, start + row_length, group):
+            stop = min(first + group, start + row_length)
+            for at in range(first, stop, step):
+                n = min(step, stop - at)
+                yield row, at, n, n, FIRST if at == first else LATER
+
+
+def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
     """Cut long rows into slices, which begin at blocks of sums."""
-    n = -(-lengths // SLICE_SIZE)
-    n = np.maximum(n, 1)
+    longest = size or SLICE_SIZE
+    n = np.maximum(-(-lengths // longest), 1)
     rows = np.repeat(np.arange(lengths.size), n)
-    offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * SLICE_SIZE
-    sizes = np.minimum(lengths[rows] - offsets, SLICE_SIZE)
+    offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * longest
+    sizes = np.minimum(lengths[rows] - offsets, longest)
     return Pieces(rows, offsets, sizes, sizes)
 
 
@@ -127,16 +160,55 @@ def slices(lengths: Array) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def in_order(pieces: Pieces) -> Iterator[list[tuple[int, int]]]:
-    """Yield lists of slices: those of one list share a row and go one after the other."""
-    run: list[tuple[int, int]] = []
-    for first, last in slices(pieces.lengths):
-        if run and pieces.rows[first] != pieces.rows[first - 1]:
+def in_order(pieces: Pieces, ranges: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield lists of ranges of pieces: those of one list share a row and go one after the other."""
+    run: list[tuple[Any, ...]] = []
+    for found in ranges:
+        if run and pieces.rows[found[0]] != pieces.rows[found[0] - 1]:
             yield run
             run = []
-        run.append((first, last))
+        run.append(found)
     if run:
         yield run
+
+
+class Source(NamedTuple):
+    """What kernels read of pieces of weights, as `kernels.rows` names it, and the scratch that a call needs."""
+
+    kind: int
+    values: Array
+    raw: Array
+    starts: Array
+    stops: Array
+    n_scratch: int
+
+
+def block_size(weights: Weights) -> int:
+    """Return how many weights may be in a piece."""
+    return SLICE_SIZE if weights.kind is None else min(BLOCK_SIZE, SLICE_SIZE)
+
+
+def source(weights: Weights, pieces: Pieces) -> Source:
+    """Return what kernels read of pieces: of aligned float32 in elements, of anything else in bytes."""
+    from aq2_pipeline.kernels.widening import DIRECT, KINDS, STAGING  # noqa: PLC0415 - kernels load at their first use
+
+    starts = pieces.of(weights.starts)
+    starts = starts if pieces.whole else starts + pieces.offsets
+    if weights.kind is None:
+        return Source(DIRECT, weights.values, weights.raw, *span(starts, pieces.lengths), 0)
+    size = weights.item_size
+    starts = starts * size + pieces.of(weights.skew)
+    n_scratch = int(pieces.lengths.max(initial=0)) + STAGING
+    return Source(KINDS[weights.kind], weights.values, weights.raw, *span(starts, pieces.lengths * size), n_scratch)
+
+
+def step(kernel: Callable[..., None], n_scratch: int, *arguments: Any) -> Callable[[], None]:
+    """Return a call of a kernel of `kernels.rows` with scratch of its own as its last argument."""
+
+    def call() -> None:
+        kernel(*arguments, np.empty(n_scratch, np.float32))
+
+    return call
 
 
 def frozen(array: Any) -> Array:

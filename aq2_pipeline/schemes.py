@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from aq2_pipeline.codecs import IDENTITY, INTEGER
+from aq2_pipeline.codecs import IDENTITY, INTEGERS
 from aq2_pipeline.errors import SchemeError
 
 if TYPE_CHECKING:
@@ -81,11 +81,18 @@ class Family:
 
 FAMILIES: list[Family] = [
     *(
-        Family(f"int{b}_{{group}}", INTEGER, (b, 0), b, ("minmax",), f"{b}-bit integers, one scale a group")
+        Family(f"int{b}_{{group}}", INTEGERS[b, False], (b, 0), b, ("minmax",), f"{b}-bit integers, one scale a group")
         for b in WIDTHS
     ),
     *(
-        Family(f"int{b}_{{group}}_asym", INTEGER, (b, 1), b, ("minmax",), f"{b}-bit integers, scale and zero point")
+        Family(
+            f"int{b}_{{group}}_asym",
+            INTEGERS[b, True],
+            (b, 1),
+            b,
+            ("minmax",),
+            f"{b}-bit integers, scale and zero point",
+        )
         for b in WIDTHS
     ),
     Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),

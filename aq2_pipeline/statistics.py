@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aq2_pipeline import threads
-from aq2_pipeline.pieces import cut_anywhere, frozen, in_order, span
+from aq2_pipeline.pieces import block_size, cut_anywhere, frozen, in_order, slices, source, step
 
 if TYPE_CHECKING:
-    from aq2_pipeline.arrow import Array, Weights
+    from aq2_pipeline.weights import Array, Weights
 
 __all__ = ["OUTLIER_STDS", "row_stats"]
 
@@ -26,21 +25,20 @@ def row_stats(weights: Weights, n_threads: int | None) -> dict[str, Array]:
     """
     from aq2_pipeline.kernels import moments, rows  # noqa: PLC0415 - kernels load at their first use
 
-    values = weights.values
     if weights.nulls.size:
-        values = values.copy()
-        values[weights.nulls] = np.nan
-        values.flags.writeable = False
+        weights = weights.with_nan()
     n_rows = weights.starts.size
     counts, state = np.zeros((n_rows, moments.N_COUNTS), np.int64), np.zeros((n_rows, moments.N_MOMENTS))
     state[:, moments.MIN], state[:, moments.MAX] = np.inf, -np.inf
-    pieces = cut_anywhere(weights.lengths)
-    source = (frozen(pieces.rows), values, *span(weights.starts[pieces.rows] + pieces.offsets, pieces.lengths))
-    tasks = []
-    for steps in in_order(pieces):
-        taken = (np.zeros(3 * moments.N_LANES), counts.reshape(-1), state.reshape(-1))
-        tasks.append([partial(rows.moments_rows, a, b, *source, *taken) for a, b in steps])
-    threads.run(tasks, n_threads)
+    pieces = cut_anywhere(weights.lengths, block_size(weights))
+    *given, n_scratch = source(weights, pieces)
+    found = (counts.reshape(-1), state.reshape(-1))
+    read = (frozen(pieces.rows), *given)
+    calls = (
+        [step(rows.moments_rows, n_scratch, a, b, *read, *found) for a, b in steps]
+        for steps in in_order(pieces, slices(pieces.lengths))
+    )
+    threads.run(calls, n_threads)
     n, mean, m2, _, m4, low, high = (np.ascontiguousarray(column) for column in state.T)
     with np.errstate(divide="ignore", invalid="ignore"):
         std = np.sqrt(m2 / n)
@@ -48,9 +46,14 @@ def row_stats(weights: Weights, n_threads: int | None) -> dict[str, Array]:
     reach = OUTLIER_STDS * std
     n_outliers = np.zeros(n_rows, np.int64)
     far = np.maximum(high - mean, mean - low) > reach  # most rows have none, and need no second pass
-    steps_of_far = (steps for steps in in_order(pieces) if far[pieces.rows[steps[0][0] : steps[-1][1]]].any())
-    found = (mean, reach, n_outliers)
-    threads.run(([partial(rows.outlier_rows, a, b, *source, *found) for a, b in s] for s in steps_of_far), n_threads)
+    steps_of_far = (
+        steps
+        for steps in in_order(pieces, slices(pieces.lengths))
+        if far[pieces.rows[steps[0][0] : steps[-1][1]]].any()
+    )
+    bounds = (mean, reach, n_outliers)
+    calls = ([step(rows.outlier_rows, n_scratch, a, b, *read, *bounds) for a, b in steps] for steps in steps_of_far)
+    threads.run(calls, n_threads)
     some = n > 0
     figures = {"min": low, "max": high, "mean": mean, "std": std, "abs_max": np.maximum(np.abs(low), np.abs(high))}
     figures |= {"kurtosis": kurtosis, "outlier_ratio": n_outliers / np.maximum(n, 1)}

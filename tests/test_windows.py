@@ -59,7 +59,7 @@ def test_chunks_are_one_job_over_their_own_memory(monkeypatch):
     encode_rows = rows.encode_rows
 
     def recording(*args):
-        values, starts, stops = args[4:7]
+        _, values, _, starts, stops = args[4:9]
         ends = zip(starts.tolist(), stops.tolist(), strict=True)
         calls.append([(values.ctypes.data + 4 * a, b - a) for a, b in ends])
         return encode_rows(*args)
@@ -127,7 +127,7 @@ def test_binary_series_are_read_in_place(monkeypatch):
     encode_rows = rows.encode_rows
 
     def recording(*args):
-        _, _, first, last, values, starts, stops = args[:7]
+        _, _, first, last, _, values, _, starts, stops = args[:9]
         spans.extend((values.ctypes.data + 4 * int(starts[k]), int(stops[k] - starts[k])) for k in range(first, last))
         return encode_rows(*args)
 
@@ -184,7 +184,7 @@ def test_results_are_handed_to_polars_without_a_copy(monkeypatch):
     """The codes of a Polars result lie where the kernel wrote them, for one chunk and for many."""
     addresses = []
     encode_rows = rows.encode_rows
-    monkeypatch.setattr(rows, "encode_rows", lambda *args: (addresses.append(args[11].ctypes.data), encode_rows(*args)))
+    monkeypatch.setattr(rows, "encode_rows", lambda *args: (addresses.append(args[13].ctypes.data), encode_rows(*args)))
     one = pl.Series("w", [bell(500, 1).tolist()] * 3, dtype=pl.List(pl.Float32))
     for series in (one, pl.concat([one, one], rechunk=False)):
         codes = series.aq2.quantize(4).struct.field("quantized_data")

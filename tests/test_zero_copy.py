@@ -13,7 +13,7 @@ from support.samples import bell
 
 import aq2_pipeline
 from aq2_pipeline import ArrowQuantV2, layout
-from aq2_pipeline.kernels import rows
+from aq2_pipeline.kernels import rows, widening
 
 
 @pytest.fixture
@@ -23,9 +23,11 @@ def seen(monkeypatch):
     encode_rows = rows.encode_rows
 
     def recording(*args):
-        _, _, first, last, values, starts, stops = args[:7]
-        spans = [(values.ctypes.data + 4 * int(starts[k]), 4 * int(stops[k] - starts[k])) for k in range(first, last)]
-        calls.append({"spans": spans, "data": args[11].ctypes.data, "scales": args[14].ctypes.data})
+        _, _, first, last, kind, values, raw, starts, stops = args[:9]
+        source, size = (values, 4) if kind == widening.DIRECT else (raw, 1)
+        ends = [(int(starts[k]), int(stops[k])) for k in range(first, last)]
+        spans = [(source.ctypes.data + size * a, size * (b - a)) for a, b in ends]
+        calls.append({"spans": spans, "data": args[13].ctypes.data, "scales": args[16].ctypes.data})
         return encode_rows(*args)
 
     monkeypatch.setattr(rows, "encode_rows", recording)
@@ -132,8 +134,8 @@ def test_the_bytes_of_a_dict_are_those_that_kernels_wrote(monkeypatch):
 
     def recording(*args):
         encode_rows(*args)
-        starts, stops = args[12:14]
-        written.extend((args[11].ctypes.data + int(a), int(b - a)) for a, b in zip(starts, stops, strict=True))
+        starts, stops = args[14:16]
+        written.extend((args[13].ctypes.data + int(a), int(b - a)) for a, b in zip(starts, stops, strict=True))
 
     monkeypatch.setattr(rows, "encode_rows", recording)
     layers = {str(n): bell(n, n) for n in (0, 1, 2, 3, 500, 70_000)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    from aq2_pipeline.arrow import Array
+    from aq2_pipeline.weights import Array
 
 __all__ = ["BATCH_BYTES", "SafetensorsFile", "scan_safetensors"]
 

@@ -51,9 +51,13 @@ DECODE = types.int64(bytes_in, floats_in, floats_in, types.int64, ints_in, float
 #: `error(values, position, row_length, params, importance, lanes, sums) -> status`
 ERROR = types.int64(floats_in, types.int64, types.int64, ints_in, floats_in, doubles_out, doubles_out)
 
+#: `measure(values, bounds) -> status`
+MEASURE = types.int64(floats_in, ints_out)
+
 encode_function = types.FunctionType(ENCODE)
 decode_function = types.FunctionType(DECODE)
 error_function = types.FunctionType(ERROR)
+measure_function = types.FunctionType(MEASURE)
 
 
 @functools.cache

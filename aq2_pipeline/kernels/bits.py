@@ -146,12 +146,18 @@ def _restore_subnormals(state: Any) -> Any:
 
 
 @helper
-def abs_max_bits(bits: Any) -> Any:
-    """Return the largest magnitude as bits: integers compare as the floats they spell."""
-    largest = np.int32(0)
+def extent(bits: Any) -> Any:
+    """Return the bits of (min, max) of floats, widened to hold 0, by two integer maxima.
+
+    Signed, the largest pattern is the largest float that is not negative;
+    unsigned, it is the negative float of the largest magnitude. Both start from
+    a zero. A NaN or an infinity shows as a magnitude of `INFINITY_BITS` or more.
+    """
+    low, high = np.uint32(1 << 31), np.int32(0)
     for j in range(bits.size):
-        largest = max(largest, np.int32(bits[j] & MAGNITUDE))
-    return largest
+        low = max(low, np.uint32(bits[j]))
+        high = max(high, bits[j])
+    return np.int32(low), high
 
 
 @helper

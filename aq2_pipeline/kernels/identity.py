@@ -15,6 +15,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, bits_of, float_of
 from aq2_pipeline.kernels.moments import add_value
+from aq2_pipeline.kernels.widening import float_from_half
 
 F32, F16, BF16 = range(3)
 
@@ -22,7 +23,6 @@ _HALF_OVERFLOW = np.int32(0x477FF000)  # 65520: what rounds beyond 65504
 _HALF_NORMAL = np.int32(0x38800000)  # 2**-14
 _HALF_BIAS = np.int32(0x38000000)  # exponent 112 = 127 - 15
 _HALF_BITS_OF_HALF = np.int32(0x3F000000)  # 0.5: adding it leaves multiples of 2**-24 in the low bits
-_TWO_112 = np.float32(2.0**112)
 
 
 @helper
@@ -37,16 +37,6 @@ def half_from_bits(bits: Any) -> Any:
     else:
         half = bits_of(float_of(magnitude) + np.float32(0.5)) - _HALF_BITS_OF_HALF
     return np.int32(half | ((bits >> 16) & 0x8000))
-
-
-@helper
-def float_from_half(half: Any) -> Any:
-    """Return the float32 of a float16's bits."""
-    magnitude = np.int32((half & 0x7FFF) << 13)
-    if magnitude >= 0x0F800000:  # infinity and NaN
-        return float_of(np.int32(magnitude + 0x70000000) | ((half & 0x8000) << 16))
-    value = float_of(magnitude) * _TWO_112
-    return -value if half & 0x8000 else value
 
 
 @helper

@@ -1,9 +1,9 @@
 """Sums that do not depend on how the work was cut: fixed blocks, fixed lanes, a fixed order.
 
-A row is summed in blocks of 4,096 values. Value *i* of a block goes to lane
-`i % 64`; at the end of a block its lanes are added in order, in float64, to the
-row's sums. The lanes also let LLVM vectorise without reassociating: neighbours
-go to different accumulators. Moments of blocks are combined with the pairwise
+A row is summed in blocks of 4,096 values: sixteen lanes, in float64, each of
+every sixteenth value; at the end of a block its lanes are added by halves, then
+to the row's sums. A block of errors ends with the group that fills it, and a
+group begins at the first lane. Moments of blocks are combined with the pairwise
 formulas of P. Pebay, "Formulas for robust, one-pass parallel computation of
 covariances and arbitrary-order statistical moments", Sandia SAND2008-6212.
 """
@@ -15,17 +15,30 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, float_of, ordered
+from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, bits_of, float_of, ordered
+from aq2_pipeline.kernels.lanes import (
+    LANES,
+    largest,
+    load,
+    magnitude,
+    maximum,
+    minimum,
+    plus_product,
+    reinterpreted,
+    splat,
+    store,
+    to,
+    total,
+    where,
+)
 
 BLOCK_SIZE = 4096
-N_LANES = 64
+N_LANES = LANES
 
-#: What an error kernel sums, in `sums` and, times `N_LANES`, in `lanes`.
-SQUARED_ERROR, SQUARED_WEIGHT, SQUARED_DECODED, PRODUCT, MAX_ERROR = range(5)
-N_ERROR_SUMS = 5
-
-#: Where each sum's lanes begin.
-_LANES = tuple(np.uint64(k * N_LANES) for k in range(N_ERROR_SUMS))
+#: What an error kernel sums, in `sums` and, times `N_LANES`, in `lanes`. The product of weight and decoded is half
+#: of what the squares of both exceed the squared error by, and needs no sum of its own.
+SQUARED_ERROR, SQUARED_WEIGHT, SQUARED_DECODED, MAX_ERROR = range(4)
+N_ERROR_SUMS = 4
 
 #: What `add_moments` counts, and the state that it carries from block to block.
 ZEROS, NON_FINITE = range(2)
@@ -35,21 +48,46 @@ N_MOMENTS = 7
 
 
 @helper
-def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
-    """Add one value and what it decodes to.
+def lanes_of(lanes: Any) -> Any:
+    """Return the lanes of each sum as vectors, for a loop to keep in registers."""
+    return (
+        load(lanes, SQUARED_ERROR * N_LANES),
+        load(lanes, SQUARED_WEIGHT * N_LANES),
+        load(lanes, SQUARED_DECODED * N_LANES),
+        to(load(lanes, MAX_ERROR * N_LANES), np.float32),
+    )
 
-    The index is unsigned because Numba lets a signed one count from the end: that
-    test a value kept the loops around this from vectorising (3.4 ms per million
-    weights against 0.9).
+
+@helper
+def with_errors(sums: Any, weights: Any, decoded: Any) -> Any:
+    """Return the lanes of each sum with sixteen values more; the squares of what they decode to are not added here.
+
+    The error is float32's, exact where a value lies within a factor of two of what it
+    decodes to (Sterbenz) or decodes to 0. Squares of float32 are exact in float64.
     """
-    at = np.uint64(lane)
+    error = weights - decoded
+    e, w = to(error, np.float64), to(weights, np.float64)
+    return plus_product(sums[0], e, e), plus_product(sums[1], w, w), sums[2], maximum(sums[3], magnitude(error))
+
+
+@helper
+def keep_lanes(sums: Any, lanes: Any) -> None:
+    """Write the vectors back."""
+    store(lanes, SQUARED_ERROR * N_LANES, sums[0])
+    store(lanes, SQUARED_WEIGHT * N_LANES, sums[1])
+    store(lanes, SQUARED_DECODED * N_LANES, sums[2])
+    store(lanes, MAX_ERROR * N_LANES, to(sums[3], np.float64))
+
+
+@helper
+def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
+    """Add one value and what it decodes to."""
     w, d = np.float64(weight), np.float64(decoded)
-    e = w - d
-    lanes[at + _LANES[SQUARED_ERROR]] += e * e
-    lanes[at + _LANES[SQUARED_WEIGHT]] += w * w
-    lanes[at + _LANES[SQUARED_DECODED]] += d * d
-    lanes[at + _LANES[PRODUCT]] += w * d
-    lanes[at + _LANES[MAX_ERROR]] = max(lanes[at + _LANES[MAX_ERROR]], abs(e))
+    e = np.float64(np.float32(w - d))
+    lanes[SQUARED_ERROR * N_LANES + lane] += e * e
+    lanes[SQUARED_WEIGHT * N_LANES + lane] += w * w
+    lanes[SQUARED_DECODED * N_LANES + lane] += d * d
+    lanes[MAX_ERROR * N_LANES + lane] = max(lanes[MAX_ERROR * N_LANES + lane], abs(e))
 
 
 @helper
@@ -62,72 +100,64 @@ def add_value(weight: Any, decoded: Any, position: Any, lanes: Any, sums: Any) -
 
 @helper
 def flush_lanes(lanes: Any, sums: Any) -> None:
-    """Add the lanes of a block to the row's sums, in order, and empty them."""
+    """Add the lanes of a block to the row's sums and empty them."""
     for k in range(MAX_ERROR):
-        total = 0.0
-        for i in range(N_LANES):
-            total += lanes[k * N_LANES + i]
-            lanes[k * N_LANES + i] = 0.0
-        sums[k] += total
-    for i in range(N_LANES):
-        sums[MAX_ERROR] = max(sums[MAX_ERROR], lanes[MAX_ERROR * N_LANES + i])
-        lanes[MAX_ERROR * N_LANES + i] = 0.0
+        sums[k] += total(load(lanes, k * N_LANES))
+    sums[MAX_ERROR] = max(sums[MAX_ERROR], largest(load(lanes, MAX_ERROR * N_LANES)))
+    lanes[:] = 0.0
 
 
 @helper
-def block_mean(values: Any, lanes: Any) -> Any:
-    """Return (number of finite values, their mean) of one block."""
-    pattern = values.view(np.int32)
-    n_finite = 0
-    lanes[:N_LANES] = 0.0
-    for start in range(0, values.size, N_LANES):
-        block, bits = values[start : start + N_LANES], pattern[start : start + N_LANES]
-        for i in range(block.size):
-            finite = (bits[i] & MAGNITUDE) < INFINITY_BITS
-            n_finite += finite
-            lanes[i] += np.float64(block[i]) if finite else 0.0
-    total = 0.0
-    for i in range(N_LANES):
-        total += lanes[i]
-    return n_finite, total / max(n_finite, 1)
-
-
-@helper
-def block_moments(values: Any, mean: Any, lanes: Any) -> Any:
-    """Return the sums of the second, third and fourth powers of (value - mean) of one block."""
-    pattern = values.view(np.int32)
-    lanes[: 3 * N_LANES] = 0.0
-    for start in range(0, values.size, N_LANES):
-        block, bits = values[start : start + N_LANES], pattern[start : start + N_LANES]
-        for i in range(block.size):
-            d = np.float64(block[i]) - mean if (bits[i] & MAGNITUDE) < INFINITY_BITS else 0.0
-            square = d * d
-            lanes[i] += square
-            lanes[N_LANES + i] += square * d
-            lanes[2 * N_LANES + i] += square * square
-    m2, m3, m4 = 0.0, 0.0, 0.0
-    for i in range(N_LANES):
-        m2 += lanes[i]
-        m3 += lanes[N_LANES + i]
-        m4 += lanes[2 * N_LANES + i]
-    return m2, m3, m4
-
-
-@helper
-def count_and_range(values: Any) -> Any:
-    """Return (zeros, non-finite values, min, max); the range is that of the finite values."""
-    pattern = values.view(np.int32)
-    n_zeros, n_bad = 0, 0
-    low, high = INFINITY_BITS, np.int32(~INFINITY_BITS)
-    for j in range(values.size):
-        magnitude = np.int32(pattern[j] & MAGNITUDE)
-        finite = magnitude < INFINITY_BITS
+def block_summary(values: Any) -> Any:
+    """Return (zeros, non-finite values, min, max, sum) of one block; the last three are of the finite values."""
+    pattern, n = values.view(np.int32), values.size - values.size % LANES
+    zeros, bad, sums = splat(np.int32(0)), splat(np.int32(0)), splat(np.float64(0))
+    lows, highs = splat(INFINITY_BITS), splat(np.int32(~INFINITY_BITS))
+    for at in range(0, n, LANES):
+        bits = load(pattern, at)
+        magnitudes = bits & MAGNITUDE
+        finite = magnitudes < INFINITY_BITS
+        zeros = zeros + where(magnitudes == np.int32(0), splat(np.int32(1)), splat(np.int32(0)))
+        bad = bad + where(finite, splat(np.int32(0)), splat(np.int32(1)))
+        keys = bits ^ ((bits >> np.int32(31)) & MAGNITUDE)  # `ordered`
+        lows = minimum(lows, where(finite, keys, lows))
+        highs = maximum(highs, where(finite, keys, highs))
+        sums = sums + to(where(finite, reinterpreted(bits, np.float32), splat(np.float32(0))), np.float64)
+    n_zeros, n_bad, rest = np.int64(total(zeros)), np.int64(total(bad)), total(sums)
+    low, high = np.int32(~largest(lows ^ np.int32(-1))), largest(highs)
+    for j in range(n, values.size):
+        size = np.int32(pattern[j] & MAGNITUDE)
+        if size >= INFINITY_BITS:
+            n_bad += 1
+            continue
+        n_zeros += size == 0
         key = ordered(pattern[j])
-        n_zeros += magnitude == 0
-        n_bad += not finite
-        low = min(low, key if finite else low)
-        high = max(high, key if finite else high)
-    return n_zeros, n_bad, np.float64(float_of(ordered(low))), np.float64(float_of(ordered(high)))
+        low, high = min(low, key), max(high, key)
+        rest += np.float64(values[j])
+    return n_zeros, n_bad, np.float64(float_of(ordered(low))), np.float64(float_of(ordered(high))), rest
+
+
+@helper
+def block_moments(values: Any, mean: Any) -> Any:
+    """Return the sums of the second, third and fourth powers of (value - mean) of one block's finite values."""
+    n = values.size - values.size % LANES
+    squares, cubes, fourths = splat(np.float64(0)), splat(np.float64(0)), splat(np.float64(0))
+    for at in range(0, n, LANES):
+        block = load(values, at)
+        finite = (reinterpreted(block, np.int32) & MAGNITUDE) < INFINITY_BITS
+        d = where(finite, to(block, np.float64) - mean, splat(np.float64(0)))
+        square = d * d
+        squares = squares + square
+        cubes = cubes + square * d
+        fourths = fourths + square * square
+    m2, m3, m4 = total(squares), total(cubes), total(fourths)
+    for j in range(n, values.size):
+        if (bits_of(values[j]) & MAGNITUDE) < INFINITY_BITS:
+            d1 = np.float64(values[j]) - mean
+            m2 += d1 * d1
+            m3 += d1 * d1 * d1
+            m4 += (d1 * d1) * (d1 * d1)
+    return m2, m3, m4
 
 
 @helper
@@ -142,7 +172,7 @@ def count_outliers(values: Any, mean: Any, reach: Any) -> Any:
 
 
 @helper
-def add_moments(values: Any, lanes: Any, counts: Any, state: Any) -> None:
+def add_moments(values: Any, counts: Any, state: Any) -> None:
     """Add a row, or a piece of one that begins at a block, to its moments.
 
     The moments are those of the finite values; before the first, `state` is 0,
@@ -152,14 +182,15 @@ def add_moments(values: Any, lanes: Any, counts: Any, state: Any) -> None:
     m2, m3, m4 = state[M2], state[M3], state[M4]
     for start in range(0, values.size, BLOCK_SIZE):
         block = values[start : start + BLOCK_SIZE]
-        n_zeros, n_bad, low, high = count_and_range(block)
+        n_zeros, n_bad, low, high, block_sum = block_summary(block)
         counts[ZEROS] += n_zeros
         counts[NON_FINITE] += n_bad
-        n_block, mean_b = block_mean(block, lanes)
+        n_block = block.size - n_bad
         if n_block == 0:
             continue
+        mean_b = block_sum / n_block
         state[MIN], state[MAX] = min(state[MIN], low), max(state[MAX], high)
-        b2, b3, b4 = block_moments(block, mean_b, lanes)
+        b2, b3, b4 = block_moments(block, mean_b)
         na, nb = n, np.float64(n_block)
         n = na + nb
         delta = mean_b - mean

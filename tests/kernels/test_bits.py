@@ -35,13 +35,16 @@ def test_bits_and_floats_are_each_others_inverse():
         assert np.isnan(value) if np.isnan(expected) else value == expected
 
 
-def test_the_largest_magnitude_is_an_integer_maximum():
-    """It is that of the absolute values, and shows what is not finite."""
-    w = PATTERNS[np.isfinite(PATTERNS.view(np.float32))].view(np.float32)
-    found = bits.abs_max_bits(readonly(w.view(np.int32)))
-    assert np.int32(found).view(np.float32) == np.abs(w).max()
-    assert bits.abs_max_bits(readonly(PATTERNS)) >= bits.INFINITY_BITS
-    assert bits.abs_max_bits(readonly([], np.int32)) == 0
+def test_the_extent_is_two_integer_maxima():
+    """It is the range of the floats, widened to hold 0, and shows what is not finite."""
+    finite = PATTERNS[np.isfinite(PATTERNS.view(np.float32))].view(np.float32)
+    for w in (finite, np.abs(finite), -np.abs(finite), finite[:0]):
+        found = np.array(bits.extent(readonly(w.view(np.int32))), np.int32)
+        assert found.view(np.float32).tolist() == [min(w.min(initial=0), 0), max(w.max(initial=0), 0)]
+        assert bits.extent.py_func(readonly(w.view(np.int32))) == tuple(found)
+    for bad in (np.nan, np.inf, -np.nan, -np.inf):
+        pair = bits.extent(readonly(np.array([1, bad, -1], np.float32).view(np.int32)))
+        assert max(pair[1], pair[0] & bits.MAGNITUDE) >= bits.INFINITY_BITS
 
 
 @pytest.mark.parametrize("position", [0, 7, 8, 63])

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from aq2_pipeline.kernels import bits, identity, integer, moments, rows
+from aq2_pipeline.kernels import bits, identity, integer, lanes, moments, packing, rows, widening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = (bits, moments, integer, identity, rows)
+MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows)
 
 
 @contextlib.contextmanager

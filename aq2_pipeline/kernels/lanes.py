@@ -1,0 +1,395 @@
+"""Vectors of a fixed number of lanes: arithmetic that LLVM never splits into single values.
+
+Whether LLVM vectorises a loop depends on what else is in it: an index that may be
+negative, sums that live in memory, codes that fill no byte. What is written over
+lanes is a vector instruction by construction, and gives the same bits on every
+CPU: a vector wider than its registers becomes several instructions. Compiled, a
+vector is a value type of Numba's; where a kernel runs as a Python function it is a
+NumPy array, whose operators mean the same. A scalar beside a vector must have its
+element's type, and stands for all lanes.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import extending, types
+from numba.extending import models, overload, register_model
+
+from aq2_pipeline.kernels._jit import helper
+
+#: Untyped, as Numba's decorators are: what a typing function declares is called with one argument less.
+intrinsic: Any = extending.intrinsic
+
+#: Lanes that kernels work with: an AVX-512 register of float32.
+LANES = 16
+
+
+class Vector(types.Type):
+    """A vector of `n` elements of one of Numba's number types."""
+
+    def __init__(self, element: Any, n: int) -> None:
+        self.element, self.n = element, n
+        super().__init__(name=f"Vector({element}, {n})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Any) -> None:
+        element = manager.lookup(vector.element).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.n))  # type: ignore[no-untyped-call]
+
+
+def load(values: Any, at: Any) -> Any:
+    """Return the 16 elements of an array from `at` on."""
+    return values[at : at + LANES].copy()
+
+
+def load_half(values: Any, at: Any) -> Any:
+    """Return the 8 elements of an array from `at` on."""
+    return values[at : at + LANES // 2].copy()
+
+
+def read(data: Any, at: Any, dtype: Any) -> Any:
+    """Return 16 little-endian elements of a type from a byte of an array of bytes on."""
+    return data[at : at + LANES * np.dtype(dtype).itemsize].view(dtype).copy()
+
+
+def store(values: Any, at: Any, vector: Any) -> None:
+    """Write a vector, or a scalar, to an array from `at` on; to an array of bytes, in little-endian order."""
+    flat = np.atleast_1d(vector).view(values.dtype)
+    values[at : at + flat.size] = flat
+
+
+def reinterpreted(vector: Any, dtype: Any) -> Any:
+    """Return the same bits as elements of another type."""
+    return vector.view(dtype)
+
+
+def to(vector: Any, dtype: Any) -> Any:
+    """Return the elements converted to another type; integers keep their low bits."""
+    return vector.astype(dtype)
+
+
+def join(low: Any, high: Any) -> Any:
+    """Return one vector of the lanes of two."""
+    return np.concatenate([low, high])
+
+
+def lane(vector: Any, k: Any) -> Any:
+    """Return one element."""
+    return vector[k]
+
+
+def ramp() -> Any:
+    """Return 0 to 7 as a vector of uint64."""
+    return np.arange(8, dtype=np.uint64)
+
+
+def splat(scalar: Any) -> Any:
+    """Return a scalar 16 times."""
+    return np.full(LANES, scalar, np.asarray(scalar).dtype)
+
+
+def plus_product(addend: Any, a: Any, b: Any) -> Any:
+    """Return `addend + a * b`, where every product is exact: a fused multiply-add, which this allows, rounds alike."""
+    return addend + a * b
+
+
+def magnitude(vector: Any) -> Any:
+    """Return the absolute values of float32."""
+    return np.abs(vector)
+
+
+def where(mask: Any, chosen: Any, other: Any) -> Any:
+    """Return, lane by lane, the one or the other vector."""
+    return np.where(mask, chosen, other)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """Return the larger of two vectors' elements; no NaN."""
+    return np.where(a > b, a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """Return the smaller of two vectors' elements; no NaN."""
+    return np.where(a < b, a, b)
+
+
+def total(vector: Any) -> Any:
+    """Return the sum of the lanes: halves are added until one lane is left."""
+    while vector.size > 1:
+        vector = vector[: vector.size // 2] + vector[vector.size // 2 :]
+    return vector[0]
+
+
+def largest(vector: Any) -> Any:
+    """Return the largest element; no NaN."""
+    return vector.max()
+
+
+# --- what Numba makes of them ----------------------------------------------------------------------------------------
+
+
+def _is_vector(kind: Any) -> bool:
+    return isinstance(kind, Vector)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, at: Any, pointee: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), pointee.as_pointer())
+
+
+def _loader(n: int) -> Any:
+    @intrinsic
+    def read(_typing: Any, values: Any, at: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointee = context.get_value_type(signature.return_type)
+            return builder.load(
+                _address(context, builder, values, args[0], args[1], pointee), align=values.dtype.bitwidth // 8
+            )
+
+        return Vector(values.dtype, n)(values, at), emit
+
+    return read
+
+
+_load, _load_half = _loader(LANES), _loader(LANES // 2)
+
+
+@intrinsic
+def _read(_typing: Any, data: Any, at: Any, dtype: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointee = context.get_value_type(signature.return_type)
+        return builder.load(_address(context, builder, data, args[0], args[1], pointee), align=1)
+
+    return Vector(dtype.dtype, LANES)(data, at, dtype), emit
+
+
+@intrinsic
+def _store(_typing: Any, values: Any, at: Any, vector: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        address = _address(context, builder, values, args[0], args[1], context.get_value_type(vector))
+        builder.store(args[2], address, align=values.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(values, at, vector), emit
+
+
+# Lambdas, because Numba compares an overload's parameters with its implementation's, annotations included.
+overload(load)(lambda values, at: lambda values, at: _load(values, at))
+overload(load_half)(lambda values, at: lambda values, at: _load_half(values, at))
+overload(read)(lambda data, at, dtype: lambda data, at, dtype: _read(data, at, dtype))
+overload(store)(lambda values, at, vector: lambda values, at, vector: _store(values, at, vector))
+
+
+def _splat(context: Any, builder: Any, kind: Any, scalar: Any, scalar_type: Any) -> Any:
+    """Return a vector of one scalar; integers are cast to the element's width, which is never a question for a mask."""
+    element = context.cast(builder, scalar, scalar_type, kind.element)
+    vector = context.get_value_type(kind)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), element, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.n), None)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _elementwise(function: Any, emit: Any, *, mask: bool = False) -> None:
+    """Give a function of two vectors, or of a vector and a scalar, its instruction."""
+
+    @intrinsic
+    def apply(_typing: Any, a: Any, b: Any) -> Any:
+        kind = a if isinstance(a, Vector) else b
+
+        def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            both = (
+                value if isinstance(given, Vector) else _splat(context, builder, kind, value, given)
+                for value, given in zip(args, signature.args, strict=True)
+            )
+            return emit(builder, kind.element, *both)
+
+        return (Vector(types.boolean, kind.n) if mask else kind)(a, b), lower
+
+    def takes(a: Any, b: Any) -> bool:
+        if not (isinstance(a, Vector) or isinstance(b, Vector)):
+            return False
+        if isinstance(a, Vector) and isinstance(b, Vector):
+            return bool(a == b)
+        vector, scalar = (a, b) if isinstance(a, Vector) else (b, a)
+        return bool(scalar == vector.element) or {type(scalar), type(vector.element)} <= _INTEGERS
+
+    overload(function)(lambda a, b: (lambda a, b: apply(a, b)) if takes(a, b) else None)
+
+
+_INTEGERS = {types.Integer, types.IntegerLiteral}
+
+
+def _is_float(kind: Any) -> bool:
+    return isinstance(kind, types.Float)
+
+
+def _arithmetic(of_floats: str, of_integers: str) -> Any:
+    return lambda builder, kind, a, b: getattr(builder, of_floats if _is_float(kind) else of_integers)(a, b)
+
+
+def _compared(sign: str) -> Any:
+    def emit(builder: Any, kind: Any, a: Any, b: Any) -> Any:
+        if _is_float(kind):
+            return builder.fcmp_ordered(sign, a, b)
+        return (builder.icmp_signed if kind.signed else builder.icmp_unsigned)(sign, a, b)
+
+    return emit
+
+
+def _chosen(sign: str) -> Any:
+    return lambda builder, kind, a, b: builder.select(_compared(sign)(builder, kind, a, b), a, b)
+
+
+_elementwise(operator.add, _arithmetic("fadd", "add"))
+_elementwise(operator.sub, _arithmetic("fsub", "sub"))
+_elementwise(operator.mul, _arithmetic("fmul", "mul"))
+_elementwise(operator.and_, lambda builder, _kind, a, b: builder.and_(a, b))
+_elementwise(operator.or_, lambda builder, _kind, a, b: builder.or_(a, b))
+_elementwise(operator.xor, lambda builder, _kind, a, b: builder.xor(a, b))
+_elementwise(operator.lshift, lambda builder, _kind, a, b: builder.shl(a, b))
+_elementwise(operator.rshift, lambda builder, kind, a, b: (builder.ashr if kind.signed else builder.lshr)(a, b))
+_elementwise(operator.lt, _compared("<"), mask=True)
+_elementwise(operator.gt, _compared(">"), mask=True)
+_elementwise(operator.eq, _compared("=="), mask=True)
+_elementwise(maximum, _chosen(">"))
+_elementwise(minimum, _chosen("<"))
+
+
+@intrinsic
+def _reinterpret(_typing: Any, vector: Any, dtype: Any) -> Any:
+    element = dtype.dtype
+    kind = Vector(element, vector.n * vector.element.bitwidth // element.bitwidth)
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(kind))
+
+    return kind(vector, dtype), emit
+
+
+def _conversion(source: Any, target: Any) -> str:
+    """Return the name of LLVM's instruction that converts an element."""
+    if _is_float(source) and _is_float(target):
+        return "fpext" if target.bitwidth > source.bitwidth else "fptrunc"
+    if _is_float(target):
+        return "sitofp" if source.signed else "uitofp"
+    if _is_float(source):
+        return "fptosi"
+    if target.bitwidth < source.bitwidth:
+        return "trunc"
+    return "sext" if source.signed else "zext"
+
+
+@intrinsic
+def _to(_typing: Any, vector: Any, dtype: Any) -> Any:
+    kind = Vector(dtype.dtype, vector.n)
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        name = _conversion(vector.element, kind.element)
+        return getattr(builder, name)(args[0], context.get_value_type(kind))
+
+    return kind(vector, dtype), emit
+
+
+@intrinsic
+def _join(_typing: Any, low: Any, high: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        order = ir.Constant(ir.VectorType(ir.IntType(32), 2 * low.n), list(range(2 * low.n)))
+        return builder.shuffle_vector(args[0], args[1], order)
+
+    return Vector(low.element, 2 * low.n)(low, high), emit
+
+
+@intrinsic
+def _where(_typing: Any, mask: Any, chosen: Any, other: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return chosen(mask, chosen, other), emit
+
+
+@intrinsic
+def _lane(_typing: Any, vector: Any, k: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
+
+    return vector.element(vector, k), emit
+
+
+@intrinsic
+def _ramp(_typing: Any) -> Any:
+    kind = Vector(types.uint64, 8)
+
+    def emit(context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
+        return ir.Constant(context.get_value_type(kind), list(range(kind.n)))
+
+    return kind(), emit
+
+
+@intrinsic
+def _repeat(_typing: Any, scalar: Any) -> Any:
+    kind = Vector(scalar, LANES)
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _splat(context, builder, kind, args[0], scalar)
+
+    return kind(scalar), emit
+
+
+def _reduction(combine: Any) -> Any:
+    @intrinsic
+    def reduce(_typing: Any, vector: Any) -> Any:
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            found, n = args[0], vector.n
+            while n > 1:
+                n //= 2
+                halves = (
+                    builder.shuffle_vector(found, found, ir.Constant(ir.VectorType(ir.IntType(32), n), order))
+                    for order in (list(range(n)), list(range(n, 2 * n)))
+                )
+                found = combine(builder, vector.element, *halves)
+            return builder.extract_element(found, ir.IntType(32)(0))
+
+        return vector.element(vector), emit
+
+    return reduce
+
+
+_total = _reduction(_arithmetic("fadd", "add"))
+_largest = _reduction(_chosen(">"))
+
+
+@intrinsic
+def _plus_product(_typing: Any, addend: Any, a: Any, b: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        product = builder.fmul(args[1], args[2], flags=("contract",))
+        return builder.fadd(args[0], product, flags=("contract",))
+
+    return addend(addend, a, b), emit
+
+
+@helper
+def _magnitude(vector: Any) -> Any:
+    return reinterpreted(reinterpreted(vector, np.int32) & np.int32(0x7FFFFFFF), np.float32)
+
+
+overload(plus_product)(
+    lambda addend, a, b: (lambda addend, a, b: _plus_product(addend, a, b)) if addend == a == b else None
+)
+overload(magnitude)(lambda vector: (lambda vector: _magnitude(vector)) if _is_vector(vector) else None)
+overload(ramp)(lambda: lambda: _ramp())
+overload(splat)(lambda scalar: lambda scalar: _repeat(scalar))
+overload(lane)(lambda vector, k: (lambda vector, k: _lane(vector, k)) if _is_vector(vector) else None)
+overload(reinterpreted)(
+    lambda vector, dtype: (lambda vector, dtype: _reinterpret(vector, dtype)) if _is_vector(vector) else None
+)
+overload(to)(lambda vector, dtype: (lambda vector, dtype: _to(vector, dtype)) if _is_vector(vector) else None)
+overload(join)(lambda low, high: (lambda low, high: _join(low, high)) if _is_vector(low) and low == high else None)
+overload(where)(lambda mask, a, b: (lambda mask, a, b: _where(mask, a, b)) if _is_vector(mask) and a == b else None)
+overload(total)(lambda vector: (lambda vector: _total(vector)) if _is_vector(vector) else None)
+overload(largest)(lambda vector: (lambda vector: _largest(vector)) if _is_vector(vector) else None)
