@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.weights import Array
 
+#: Elements below which NumPy has memory faster.
+_FEW = 1 << 12
 #: Rows up to which a column of equal names is kept for the next call.
 _MOST_KEPT = 1 << 17
 _FLOAT, _DOUBLE, _INT, _BYTES = pa.float32(), pa.float64(), pa.int64(), pa.large_binary()
@@ -33,8 +35,9 @@ def empty(n: int, dtype: Any) -> Array:
 
     Fresh pages cost more than int4: 150 to 490 ms for 400 MB on a virtual machine, against 2 to 10 from the pool.
     """
-    size = int(n) * np.dtype(dtype).itemsize
-    return np.frombuffer(pa.allocate_buffer(size), dtype) if size else np.empty(0, dtype)
+    if n < _FEW:
+        return np.empty(n, dtype)
+    return np.frombuffer(pa.allocate_buffer(int(n) * np.dtype(dtype).itemsize), dtype)
 
 
 def filled(n: int, value: int) -> Array:

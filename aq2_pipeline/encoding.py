@@ -250,14 +250,18 @@ class Encoding:
             whole = np.maximum.reduceat(found, firsts)
             read.bounds = np.repeat(whole, np.diff([*firsts, which.size]), axis=0)
 
-    def encode(self, n_threads: int | None) -> Encoded:
-        """Encode every row; the bytes of rows in `failures` mean nothing."""
+    def encode(self, n_threads: int | None, place: Callable[[Array], tuple[Array, Array]] | None = None) -> Encoded:
+        """Encode every row; the bytes of rows in `failures` mean nothing.
+
+        `place(sizes)`, if given, says where the data go: an array to write, and
+        where each row's begin in it.
+        """
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
         data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
-        data = build.empty(data_at[-1], np.uint8)
+        data, starts = place(self.sizes.data) if place else (build.empty(data_at[-1], np.uint8), data_at[:-1])
         scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
-        targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
+        targets = [(starts, starts + self.sizes.data), *((at[:-1], at[1:]) for at in (scales_at, zeros_at))]
         reads = [self._read_by_kernels(part) for part in self.parts]
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []

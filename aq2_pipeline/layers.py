@@ -182,6 +182,9 @@ def _bit_widths(stored: pa.Array, scheme: Any) -> pa.Array:
     valid = arrow.validity(stored)
     if isinstance(scheme, schemes.Scheme):
         return pa.array(np.full(valid.size, scheme.bit_width, np.uint8), mask=None if valid.all() else ~valid)
+    if isinstance(scheme, list):
+        wanted = zip(scheme, valid.tolist(), strict=True)
+        return pa.array([told.bit_width if ok else None for told, ok in wanted], pa.uint8())
     names = stored.to_pylist()
     widths = {name: schemes.parse(name).bit_width for name in set(names) if name is not None}
     return pa.array([widths.get(name) for name in names], pa.uint8())

@@ -7,8 +7,9 @@ of them are reported there and are null in the result.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +19,20 @@ from aq2_pipeline.decoding import Decoding
 from aq2_pipeline.encoding import Encoding
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.statistics import row_stats
+from aq2_pipeline.tensors import new_bytes
+from aq2_pipeline.windows import window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aq2_pipeline.columns import Column
+    from aq2_pipeline.columns import Column, Tensors
     from aq2_pipeline.pieces import Failures
+    from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array
 
 Job = TypeVar("Job", Encoding, Decoding)
 
-__all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "weight_stats"]
+__all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "quantize_tensors", "weight_stats"]
 
 
 def quantize(
@@ -74,6 +79,49 @@ def quantize(
         build.float_lists(done.zero_offsets, done.zero_points, mask),
     ]
     return build.structs(layout.QUANTIZED, fields, mask)
+
+
+class QuantizedTensor(NamedTuple):
+    """What one tensor is quantized to; the arrays are views of those of the call."""
+
+    data: bytes
+    scales: Array
+    zero_points: Array
+    row_length: int
+
+
+def quantize_tensors(
+    tensors: Tensors,
+    wanted: list[Scheme | None],
+    *,
+    n_threads: int | None = None,
+    failures: Failures | None = None,
+) -> list[QuantizedTensor]:
+    """Quantize tensors as `quantize` does rows, each into bytes of its own.
+
+    Parameters
+    ----------
+    tensors : Tensors
+    wanted : list of Scheme
+        One a tensor.
+    n_threads, failures
+        As in `quantize`; what is returned for a tensor that failed means nothing.
+    """
+    made: list[bytes] = []
+
+    def place(sizes: Array) -> tuple[Array, Array]:
+        made[:] = map(new_bytes, sizes.tolist())
+        return window([np.frombuffer(data, np.uint8) for data in made], writable=True)
+
+    shapes = [list(array.shape) for array in tensors.arrays]
+    job, done = _settled(
+        partial(Encoding, tensors, wanted, shapes, None), lambda job: job.encode(n_threads, place), failures
+    )
+    scales, zeros = (
+        [values[a:b] for a, b in itertools.pairwise(at.tolist())]
+        for values, at in ((done.scales, done.scale_offsets), (done.zero_points, done.zero_offsets))
+    )
+    return list(map(QuantizedTensor, made, scales, zeros, job.row_lengths.tolist()))
 
 
 def quantization_error(

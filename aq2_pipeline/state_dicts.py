@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from aq2_pipeline import schemes
+from aq2_pipeline import ops, schemes
 from aq2_pipeline.columns import Tensors
 from aq2_pipeline.errors import Aq2Error, InputTypeError
-from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.shapes import n_weights
 from aq2_pipeline.tensors import as_ndarray, is_tensor, rows_of
 
@@ -133,9 +132,8 @@ def _run(found: dict[str, dict[str, Any] | Exception], job: list[_Layer], n_thre
     """Quantize layers of one dtype; what fails as a whole, as memory does, is tried layer by layer."""
     names, arrays, wanted = zip(*job, strict=True)
     failures: dict[int, Aq2Error] = {}
-    options = {"n_threads": n_threads, "failures": failures}
     try:
-        rows = FUNCTIONS["quantize"](Tensors(arrays), list(wanted), [list(a.shape) for a in arrays], **options)
+        rows = ops.quantize_tensors(Tensors(arrays), list(wanted), n_threads=n_threads, failures=failures)
     except Exception as error:  # noqa: BLE001 - every failure of a layer is that layer's
         if len(job) == 1:
             found[names[0]] = _told(error, names[0], caller)
@@ -143,24 +141,18 @@ def _run(found: dict[str, dict[str, Any] | Exception], job: list[_Layer], n_thre
             for layer in job:
                 _run(found, [layer], n_threads, caller)
         return
-    fields = [rows.field(name) for name in ("quantized_data", "scales", "zero_points", "row_length")]
-    data, scales, zeros = fields[:3]
-    data_at, scales_at, zeros_at = (np.frombuffer(field.buffers()[1], np.int64) for field in fields[:3])
-    raw = memoryview(data.buffers()[2])
-    scales, zeros = scales.values.to_numpy(), zeros.values.to_numpy()
-    row_lengths = fields[3].to_pylist()
-    for k, (name, values, scheme) in enumerate(job):
+    for k, ((name, values, scheme), row) in enumerate(zip(job, rows, strict=True)):
         if k in failures:
             found[name] = _told(failures[k], name, caller)
             continue
         found[name] = {
-            "quantized_data": bytes(raw[data_at[k] : data_at[k + 1]]),
-            "scales": scales[scales_at[k] : scales_at[k + 1]],
-            "zero_points": zeros[zeros_at[k] : zeros_at[k + 1]],
+            "quantized_data": row.data,
+            "scales": row.scales,
+            "zero_points": row.zero_points,
             "shape": tuple(values.shape),
             "bit_width": scheme.bit_width,
             "scheme": scheme.name,
-            "row_length": row_lengths[k],
+            "row_length": row.row_length,
         }
 
 

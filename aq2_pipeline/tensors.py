@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any
 
@@ -11,7 +12,12 @@ import pyarrow as pa
 from aq2_pipeline.errors import InputTypeError
 from aq2_pipeline.layout import FLOATS
 
-__all__ = ["as_ndarray", "is_tensor", "rows_of"]
+__all__ = ["as_ndarray", "is_tensor", "new_bytes", "rows_of"]
+
+#: "If v is NULL, the contents of the bytes object are uninitialized" (Python/C API): for whoever fills them at once.
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
 
 
 def is_tensor(value: Any) -> bool:
@@ -70,3 +76,9 @@ def rows_of(values: np.ndarray[Any, np.dtype[Any]], n_rows: int) -> pa.LargeList
     offsets = np.arange(n_rows + 1, dtype=np.int64) * length
     list_type = FLOATS if kind == pa.float32() else pa.large_list(kind)
     return pa.Array.from_buffers(list_type, n_rows, [None, pa.py_buffer(offsets)], children=[child])
+
+
+def new_bytes(size: int) -> bytes:
+    """Return bytes that are not written yet: kernels write results where they will stay, which a copy would double."""
+    made: bytes = _new_bytes(None, size)
+    return made

@@ -97,6 +97,8 @@ MAY_IMPORT = {
         "decoding",
         "statistics",
         "threads",
+        "tensors",
+        "windows",
         "weights",
     },
     "policy": {"schemes", "errors"},

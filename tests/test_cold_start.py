@@ -19,7 +19,7 @@ def child(code, *arguments, **environment):
 
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
+        command, capture_output=True, text=True, timeout=600, check=False, env=os.environ | environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -124,6 +125,26 @@ def test_the_wrapper_reads_in_place(seen):
         ArrowQuantV2().quantize_arrow(source, scheme=4)
         assert spans(seen) == expected
         seen.clear()
+
+
+def test_the_bytes_of_a_dict_are_those_that_kernels_wrote(monkeypatch):
+    """`quantized_data` of each layer is bytes, in the memory that the kernel wrote, whatever their size."""
+    written = []
+    encode_rows = rows.encode_rows
+
+    def recording(*args):
+        encode_rows(*args)
+        starts, stops = args[14:16]
+        written.extend((args[13].ctypes.data + int(a), int(b - a)) for a, b in zip(starts, stops, strict=True))
+
+    monkeypatch.setattr(rows, "encode_rows", recording)
+    layers = {str(n): bell(n, n) for n in (0, 1, 2, 3, 500, 70_000)}
+    result = ArrowQuantV2().quantize_batch(layers, scheme=4)
+    codes = [layer["quantized_data"] for layer in result.values()]
+    assert [type(data) for data in codes] == [bytes] * 6
+    assert [(np.frombuffer(data, np.uint8).ctypes.data, len(data)) for data in codes[1:]] == written[1:]
+    for (name, layer), array in zip(result.items(), layers.values(), strict=True):
+        assert layer["quantized_data"] == aq2_pipeline.quantize(array, 4)[0]["quantized_data"].as_py(), name
 
 
 def test_results_are_handed_back_without_a_copy(seen):
