@@ -21,27 +21,37 @@ ROOT = Path(__file__).parents[2]
 def arguments(given):
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="names or patterns; repeat, or join with commas")
-    parser.add_argument("--quick", action="store_true", help="tiny weights, one turn; checks shape and equal work, not time")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="names or patterns; repeat, or join with commas"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny weights, one turn; checks shape and equal work, not time"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows, run nothing")
     parser.add_argument("--threads", type=int, help="what 'all' threads are; default: the cores of this process")
     parser.add_argument("--runs", type=int, default=7, help="turns of a row, 5 at least; default 7")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--render", type=Path, metavar="FILE", help="measure nothing; write the page from saved results")
-    parser.add_argument("--write", action=argparse.BooleanOptionalAction, help="write docs/benchmarks.md and its pictures; default: where every row has run")
+    parser.add_argument(
+        "--render", type=Path, metavar="FILE", help="measure nothing; write the page from saved results"
+    )
+    parser.add_argument(
+        "--write",
+        action=argparse.BooleanOptionalAction,
+        help="write docs/benchmarks.md and its pictures; default: where every row has run",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
 
-def told(rows):
-    """Return a function that prints a result as it comes."""
+def told(rows, *, quick):
+    """Return a function that prints a result as it comes, and what explains a missed bar."""
     from tests.benchmarks import page  # noqa: PLC0415 - not in a child
 
     by_name = {row.name: row for row in rows}
 
     def tell(result):
-        print(page.line(by_name[result.row], result), flush=True)
-        if result.outcome is not None:
+        print(page.line(by_name[result.row], result, quick=quick), flush=True)
+        if result.outcome is not None and not quick:
             for line in result.outcome.profile:
                 print(f"      {line}", flush=True)
 
@@ -80,7 +90,7 @@ def main(given=None):
     runs = 1 if asked.quick else max(5, asked.runs)
     options = {"quick": asked.quick, "runs": runs, "shortest": 0.0 if asked.quick else 0.05}
     start = time.perf_counter()
-    results = workers.run(workers.jobs_of(rows, n_threads, quick=asked.quick), options, told(rows))
+    results = workers.run(workers.jobs_of(rows, n_threads, quick=asked.quick), options, told(rows, quick=asked.quick))
     run = page.Run(machine.describe(), results, runs, n_threads, quick=asked.quick)
     if asked.save:
         asked.save.write_text(json.dumps(run.to_json(), indent=1))

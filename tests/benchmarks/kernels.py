@@ -59,12 +59,19 @@ def _sizes(scheme, lengths):
     return parsed, sizes, [build.offsets_of(size) for size in sizes]
 
 
+def output_bytes(scheme, lengths):
+    """Return the bytes of data, scales and zero points that rows take."""
+    return int(sum(4 * at[-1] if k else at[-1] for k, at in enumerate(_sizes(scheme, lengths)[2])))
+
+
 def encoder(values, lengths, scheme, n_threads):
     """Prepare `encode_rows` over consecutive rows of flat weights."""
     parsed, sizes, ends = _sizes(scheme, lengths)
     starts = np.cumsum(lengths) - lengths
     none = span(np.zeros_like(lengths), np.zeros_like(lengths))
-    data, scales, zeros = (touched(int(at[-1]), t) for at, t in zip(ends, (np.uint8, np.float32, np.float32), strict=True))
+    data, scales, zeros = (
+        touched(int(at[-1]), t) for at, t in zip(ends, (np.uint8, np.float32, np.float32), strict=True)
+    )
     spans = [span(at[:-1], size) for at, size in zip(ends, sizes, strict=True)]
     status = np.full(lengths.size, -1, np.int64)
     given = (values, *span(starts, lengths), frozen(lengths), _NO_FLOATS, *none)

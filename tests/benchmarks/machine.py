@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,10 +35,11 @@ def describe():
     memory = _field(_lines("/proc/meminfo"), "MemTotal")
     size = f", {int(memory.split()[0]) / 2**20:.0f} GB of memory" if memory else ""
     peers = {peer.distribution for peer in PEERS} - {"", *OURS}
+    python = f"{platform.python_implementation()} {platform.python_version()}"
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{n_cores()} cores of {cpu}{size}",
-        "system": f"{platform.system()} {platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.machine()}, {python}",
         "versions": {name: _version(name) for name in OURS},
         "peers": {name: _version(name) for name in sorted(peers)},
     }

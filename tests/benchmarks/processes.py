@@ -112,4 +112,3 @@ class Peak:
             return aq2_pipeline.quantize(column, 4, threads=setting.threads)
         frame = pl.DataFrame({"w": pl.from_arrow(column)})
         return frame.lazy().select(q=pl.col("w").aq2.quantize(4)).collect().to_arrow()["q"]
-

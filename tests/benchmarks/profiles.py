@@ -14,33 +14,24 @@ from tests.benchmarks import kernels, timing
 
 def explain(side, setting):
     """Return lines of text about a side."""
-    found = []
-    if side.kind in ("kernel", "python", "sql") and side.values is not None:
-        found += _beyond_the_read(side, setting)
-    if side.kind == "decode":
-        found += _rate(side, setting)
-    if side.kind == "python":
-        found += _own_times(side.call)
-        if side.n_written:
-            found += _fresh_memory(side.n_written, setting)
+    own = _median(side.call, setting)
+    rate = f"{side.n_weights / own / 1e9:.2f} weights/ns" if own else "-"
+    found = [f"{side.label}: {1e3 * own:.2f} ms, {rate}, threads={setting.threads}; of that"]
+    phases = dict(side.phases)
+    if side.values is not None:
+        phases = {"one read of as many weights, one thread": kernels.read_pass(side.values)} | phases
+    for label, call in phases.items():
+        taken = _median(call, setting)
+        found.append(f"  {label}: {1e3 * taken:.2f} ms ({taken / own:.0%})")
+    if side.n_written:
+        found += _fresh_memory(side.n_written, setting)
+    if side.python:
+        found += ["  Python's own time, this thread, by cProfile:", *_own_times(side.call)]
     return found
 
 
 def _median(call, setting):
     return statistics.median(timing.turns([call], setting)[0])
-
-
-def _rate(side, setting):
-    taken = _median(side.call, setting)
-    return [f"{side.label}: {side.n_weights / taken / 1e9:.2f} weights/ns on {setting.threads} threads"]
-
-
-def _beyond_the_read(side, setting):
-    """Compare with one pass over the same weights."""
-    own, read = (statistics.median(t) for t in timing.turns([side.call, kernels.read_pass(side.values)], setting))
-    rate = f"{side.n_weights / own / 1e9:.2f} weights/ns on {setting.threads} threads"
-    floor = f"one read on one thread {1e3 * read:.2f} ms of {1e3 * own:.2f} ms"
-    return [f"{side.label}: {rate}; {floor} ({read / own:.0%})"]
 
 
 def _own_times(call, n=5):
@@ -52,7 +43,7 @@ def _own_times(call, n=5):
     lines = []
     for (file, _line, name), (_, n_calls, own, _, _) in rows:
         where = name if file.startswith("~") else f"{Path(file).name}:{name}"
-        lines.append(f"{own / max(stats.total_tt, 1e-12):4.0%} {1e3 * own:8.2f} ms {n_calls:6} calls  {where}")
+        lines.append(f"    {own / max(stats.total_tt, 1e-12):4.0%} {1e3 * own:8.2f} ms {n_calls:6} calls  {where}")
     return lines
 
 
@@ -64,5 +55,5 @@ def _fresh_memory(n_bytes, setting):
         np.empty(n_bytes, np.uint8).fill(1)
 
     old, new = (statistics.median(t) for t in timing.turns([lambda: there.fill(1), fresh], setting))
-    size = f"writing the output's {n_bytes / 1e6:.1f} MB"
+    size = f"  writing the output's {n_bytes / 1e6:.1f} MB"
     return [f"{size}: {1e3 * old:.2f} ms into touched memory, {1e3 * new:.2f} ms into fresh memory"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +38,14 @@ class Side:
     n_weights : int
     codes : callable, optional
         `codes(result)`: a list of buffers, the quantized bytes in order.
-    kind : str
-        What explains its time: "kernel", "python" or "sql"; empty where nothing has to.
-    n_read, n_written : int
-        Bytes of input and of output.
+    values : float32 array, optional
+        The input, if a pass over it explains something.
+    n_written : int
+        Bytes of the output, if it is fresh memory.
+    python : bool
+        Whether Python's own time explains something.
+    phases : dict of str to callable
+        Other calls that explain something.
     close : callable
     """
 
@@ -48,9 +53,10 @@ class Side:
     call: Callable[[], Any]
     n_weights: int
     codes: Callable[[Any], list] | None = None
-    kind: str = ""
     values: Any = None
     n_written: int = 0
+    python: bool = False
+    phases: dict = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
 
 
@@ -88,31 +94,24 @@ def kernel(name, scheme="int4_g128"):
         run = kernels.encoder(values, workloads.lengths(work), scheme, setting.threads)
         run()
         run.check()
-        written = run.data.nbytes + run.scales.nbytes + run.zero_points.nbytes
-        label = f"kernel, {scheme}, {name}"
-        return Side(label, run, work.n_weights, lambda _: [run.data], "kernel", values, written)
+        return Side(f"kernel, {scheme}, {name}", run, work.n_weights, lambda _: [run.data], values)
 
     return make
 
 
-def real_kernel(scheme="int4_g128"):
+def real_kernel(setting):
     """Encode a real model's matrices with the kernel alone."""
-
-    def make(setting):
-        values, lengths = workloads.real_model()
-        if setting.quick:
-            lengths = lengths[1:3]
-            values = values[: lengths.sum()]
-        run = kernels.encoder(values, lengths, scheme, setting.threads)
-        written = run.data.nbytes + run.scales.nbytes
-        return Side(f"kernel, {scheme}, R", run, values.size, None, "kernel", values, written)
-
-    return make
+    values, lengths = workloads.real_model()
+    if setting.quick:
+        lengths = lengths[1:3]
+        values = values[: lengths.sum()]
+    run = kernels.encoder(values, lengths, "int4_g128", setting.threads)
+    return Side("kernel, int4_g128, R", run, values.size, values=values)
 
 
 def real_read_pass(setting):
     """Read a real model's matrices once."""
-    values = real_kernel()(setting).values
+    values = real_kernel(setting).values
     return Side("read pass, R", kernels.read_pass(values), values.size)
 
 
@@ -121,14 +120,14 @@ def decode_kernel(name, scheme="int4_g128"):
 
     def make(setting):
         work = workloads.workload(name, setting)
-        values = workloads.values(work, setting)
-        encoded = kernels.encoder(values, workloads.lengths(work), scheme, setting.threads)
+        values, lengths = workloads.values(work, setting), workloads.lengths(work)
+        encoded = kernels.encoder(values, lengths, scheme, setting.threads)
         encoded()
-        run = kernels.decoder(encoded, workloads.lengths(work), scheme, setting.threads)
+        run = kernels.decoder(encoded, lengths, scheme, setting.threads)
         run()
         run.check()
         assert np.abs(run.values - values).max() < np.abs(values).max() / 7, "decoded weights are not the weights"
-        return Side(f"decode kernel, {scheme}, {name}", run, work.n_weights, None, "decode", run.values, 4 * work.n_weights)
+        return Side(f"decode kernel, {scheme}, {name}", run, work.n_weights, values=run.values)
 
     return make
 
@@ -155,66 +154,63 @@ def copy_floor(name):
     return make
 
 
-def _python(label, name, call, n_written=0):
-    """Return a factory of a Python function over a column; `call(column, threads)`."""
+def python(name, scheme="int4_g128", *, half=False):
+    """Call `aq2_pipeline.quantize`; `half` gives it as many float16 weights."""
 
     def make(setting):
         work = workloads.workload(name, setting)
-        column = workloads.column(work, setting)
-        codes = struct_buffers if label.startswith("quantize(") else None
-        values = workloads.values(work, setting)
-        written = int(work.n_weights * n_written)
-        run = lambda: call(column, setting.threads)  # noqa: E731
-        return Side(f"{label}, {name}", run, work.n_weights, codes, "python", values, written)
+        values, column = workloads.values(work, setting), workloads.column(work, setting)
+        label, codes = f"quantize, {scheme}, {name}", struct_buffers
+        if half:
+            column = pa.LargeListArray.from_arrays(column.offsets, pa.array(values.astype(np.float16)))
+            label, codes = f"quantize, float16, {name}", None  # other weights, other codes
+        return Side(
+            label,
+            lambda: aq2_pipeline.quantize(column, scheme, threads=setting.threads),
+            work.n_weights,
+            codes,
+            values,
+            kernels.output_bytes(scheme, workloads.lengths(work)),
+            python=True,
+        )
 
     return make
-
-
-def python(name, scheme=4):
-    """`aq2_pipeline.quantize`."""
-    return _python(
-        f"quantize({scheme!r})", name, lambda column, n: aq2_pipeline.quantize(column, scheme, threads=n), 0.53125
-    )
 
 
 def python_error(name, n_threads=None):
-    """`aq2_pipeline.quantization_error`, on the row's number of threads, or another."""
-    label = "quantization_error" + (f", {n_threads} thread" if n_threads else "")
-    return _python(label, name, lambda column, n: aq2_pipeline.quantization_error(column, 4, threads=n_threads or n))
-
-
-def python_half(name):
-    """`aq2_pipeline.quantize` of as many float16 weights."""
+    """Call `aq2_pipeline.quantization_error`, on the row's number of threads, or another."""
 
     def make(setting):
-        side = python(name)(setting)
         work = workloads.workload(name, setting)
-        half = pa.array(workloads.values(work, setting).astype(np.float16))
-        column = pa.LargeListArray.from_arrays(workloads.column(work, setting).offsets, half)
-        side.label = f"quantize(4), float16, {name}"
-        side.call = lambda: aq2_pipeline.quantize(column, 4, threads=setting.threads)
-        side.codes = None  # other weights, other codes
-        return side
+        column, n = workloads.column(work, setting), n_threads or setting.threads
+        return Side(
+            f"quantization_error, {name}, threads={n}",
+            lambda: aq2_pipeline.quantization_error(column, "int4_g128", threads=n),
+            work.n_weights,
+            values=workloads.values(work, setting),
+            python=True,
+        )
 
     return make
 
 
+def _wrapped(label, work, setting, call, codes):
+    """Return a side of the wrapper, explained by what it wraps."""
+    inner = python(work.name)(setting)
+    return Side(
+        label, call, work.n_weights, codes, inner.values, inner.n_written, python=True, phases={inner.label: inner.call}
+    )
+
+
 def arrow_table(name):
-    """`ArrowQuantV2.quantize_arrow`."""
+    """Call `ArrowQuantV2.quantize_arrow`."""
 
     def make(setting):
         work = workloads.workload(name, setting)
         table = pa.table({"layer_name": workloads.names(work), "weights": workloads.column(work, setting)})
-        quantizer = ArrowQuantV2(mode="diffusion", threads=setting.threads)
-        return Side(
-            f"quantize_arrow, {name}",
-            lambda: quantizer.quantize_arrow(table, bit_width=4),
-            work.n_weights,
-            lambda result: binary_buffers(result["quantized_data"]),
-            "python",
-            workloads.values(work, setting),
-            int(work.n_weights * 0.53125),
-        )
+        quantizer = ArrowQuantV2(mode="base", threads=setting.threads)
+        call = partial(quantizer.quantize_arrow, table, bit_width=4)
+        return _wrapped(f"quantize_arrow, {name}", work, setting, call, lambda r: binary_buffers(r["quantized_data"]))
 
     return make
 
@@ -224,39 +220,32 @@ def _layer_codes(result):
 
 
 def batch(name):
-    """`ArrowQuantV2.quantize_batch`."""
+    """Call `ArrowQuantV2.quantize_batch`."""
 
     def make(setting):
         work = workloads.workload(name, setting)
-        values = workloads.values(work, setting)
-        layers = dict(zip(workloads.names(work), values.reshape(work.n_rows, -1), strict=True))
-        quantizer = ArrowQuantV2(mode="diffusion", threads=setting.threads)
-        return Side(
-            f"quantize_batch, {name}",
-            lambda: quantizer.quantize_batch(layers, bit_width=4),
-            work.n_weights,
-            _layer_codes,
-            "python",
-            values,
-            int(work.n_weights * 0.53125),
-        )
+        values = workloads.values(work, setting).reshape(work.n_rows, -1)
+        layers = dict(zip(workloads.names(work), values, strict=True))
+        quantizer = ArrowQuantV2(mode="base", threads=setting.threads)
+        call = partial(quantizer.quantize_batch, layers, bit_width=4)
+        return _wrapped(f"quantize_batch, {name}", work, setting, call, _layer_codes)
 
     return make
 
 
-def _list_of_first_layer(name, setting):
-    """Return (workload, list of the first layer): one list stands for every layer, 100 would take 3.3 GB."""
+def _first_layer(name, setting):
+    """Return (workload, list of its first layer): one list stands for every layer, 100 would take 3.3 GB."""
     work = workloads.workload(name, setting)
     return work, workloads.values(work, setting)[: work.row_length].tolist()
 
 
 def legacy(name):
-    """`ArrowQuantV2.quantize`, from lists of Python floats."""
+    """Call `ArrowQuantV2.quantize`, with lists of Python floats."""
 
     def make(setting):
-        work, floats = _list_of_first_layer(name, setting)
+        work, floats = _first_layer(name, setting)
         layers = dict.fromkeys(workloads.names(work), floats)
-        quantizer = ArrowQuantV2(mode="diffusion", threads=setting.threads)
+        quantizer = ArrowQuantV2(mode="base", threads=setting.threads)
 
         def call():
             with warnings.catch_warnings():
@@ -264,16 +253,16 @@ def legacy(name):
                 return quantizer.quantize(layers, bit_width=4)
 
         codes = _layer_codes if work.n_rows == 1 else None  # else one layer stands for all
-        return Side(f"legacy quantize, {name}", call, work.n_weights, codes, "python", None)
+        return Side(f"legacy quantize, {name}", call, work.n_weights, codes, python=True)
 
     return make
 
 
 def array_and_kernel(name):
-    """`np.asarray` of the list and the kernel, for each layer: what a legacy call cannot do without."""
+    """Convert the list with `np.asarray` and run the kernel, a layer at a time: what legacy cannot do without."""
 
     def make(setting):
-        work, floats = _list_of_first_layer(name, setting)
+        work, floats = _first_layer(name, setting)
         array = np.asarray(floats, np.float32)
         array.flags.writeable = False
         run = kernels.encoder(array, np.array([array.size], np.int64), "int4_g128", 1)
@@ -289,22 +278,22 @@ def array_and_kernel(name):
     return make
 
 
-def polars_lazy(name, scheme=4):
-    """A lazy Polars query; E is an Array column, as embeddings are."""
+def polars_lazy(name, scheme="int4_g128"):
+    """Collect a lazy Polars query; E is an Array column, as embeddings are."""
 
     def make(setting):
         work = workloads.workload(name, setting)
         column = (workloads.fixed_column if name == "E" else workloads.column)(work, setting)
-        frame = pl.DataFrame({"w": pl.from_arrow(column)})
-        query = frame.lazy().select(q=pl.col("w").aq2.quantize(scheme))
+        query = pl.DataFrame({"w": pl.from_arrow(column)}).lazy().select(q=pl.col("w").aq2.quantize(scheme))
+        inner = python(name, scheme)(setting)
         return Side(
             f"Polars lazy, {name}",
             query.collect,
             work.n_weights,
             lambda result: struct_buffers(result["q"].to_arrow()),
-            "python",
-            workloads.values(work, setting),
-            int(work.n_weights * 0.53125),
+            inner.values,
+            inner.n_written,
+            phases={inner.label: inner.call},
         )
 
     return make

@@ -9,7 +9,7 @@ import aq2_pipeline.duckdb
 from aq2_pipeline.udfs.duckdb import sql_type
 from tests.benchmarks import workloads
 from tests.benchmarks.results import MissingError
-from tests.benchmarks.sides import Side, binary_buffers
+from tests.benchmarks.sides import Side, binary_buffers, python
 
 
 def native_connection():
@@ -46,7 +46,7 @@ def best_connection():
 def empty_connection(first_rows):
     """Return a connection whose aq2_quantize hands out a result that was made beforehand."""
     con = duckdb.connect()
-    made = aq2_pipeline.quantize(first_rows, 4)
+    made = aq2_pipeline.quantize(first_rows, "int4_g128")
 
     def nothing(weights, _scheme):
         return made.slice(0, len(weights))
@@ -68,6 +68,7 @@ def side(label, name, setting, con, scheme):
     con.register("weights", workloads.batches(column))
     con.execute(f"SET threads = {setting.threads}")
     call = f"aq2_quantize(w, {scheme!r})"
+    inner = python(name, scheme)(setting)
 
     def codes(_result):
         found = con.sql(f"SELECT {call}.quantized_data AS d FROM weights").to_arrow_table()  # noqa: S608 - ours
@@ -78,30 +79,32 @@ def side(label, name, setting, con, scheme):
         lambda: con.execute(_query(call)).fetchall(),
         work.n_weights,
         codes,
-        "sql",
         workloads.values(work, setting),
-        0,
-        con.close,
+        phases={
+            "the same scan without the function": lambda: con.execute("SELECT sum(len(w)) FROM weights").fetchall(),
+            inner.label: inner.call,
+        },
+        close=con.close,
     )
 
 
-def native(name, scheme=4):
-    """The native function."""
+def native(name, scheme="int4_g128"):
+    """Query with the native function."""
     return lambda setting: side("DuckDB native", name, setting, native_connection(), scheme)
 
 
-def udf(name, scheme=4):
-    """The Arrow UDF."""
+def udf(name, scheme="int4_g128"):
+    """Query with the Arrow UDF."""
     return lambda setting: side("DuckDB Arrow UDF", name, setting, udf_connection(), scheme)
 
 
 def empty_udf(name):
-    """The Arrow UDF's way in and out, without its work."""
+    """Query with a function that is handed the weights and hands out a result, and does no work."""
 
     def make(setting):
         work = workloads.workload(name, setting)
         con = empty_connection(workloads.column(work, setting).slice(0, 2048))
-        found = side("empty Arrow UDF", name, setting, con, 4)
+        found = side("empty Arrow UDF", name, setting, con, "int4_g128")
         found.codes = None
         return found
 

@@ -29,7 +29,6 @@ from tests.benchmarks.sides import (
     polars_lazy,
     python,
     python_error,
-    python_half,
     read_pass,
     real_kernel,
     real_read_pass,
@@ -85,12 +84,17 @@ KERNELS = [
         "kernel-int4-real",
         "int4_g128 kernel, R / read pass",
         at_most(1.6),
-        Ratio(real_kernel(), real_read_pass),
+        Ratio(real_kernel, real_read_pass),
         note="R is the matrices of all-MiniLM-L6-v2; M's bar.",
     ),
-    Row("decode-int4", "dequantize int4_g128 kernel, M / np.copyto", at_most(1.3), Ratio(decode_kernel("M"), copy_floor("M"))),
+    Row(
+        "decode-int4",
+        "dequantize int4_g128 kernel, M / np.copyto",
+        at_most(1.3),
+        Ratio(decode_kernel("M"), copy_floor("M")),
+    ),
     Row("error", "quantization_error, M / quantize", at_most(1.5), Ratio(python_error("M"), python("M"))),
-    Row("float16", "quantize float16 / float32, M", at_most(1.0), Ratio(python_half("M"), python("M"))),
+    Row("float16", "quantize float16 / float32, M", at_most(1.0), Ratio(python("M", half=True), python("M"))),
     Row(
         "two-threads",
         "quantization_error, M: one thread / two",
@@ -165,8 +169,22 @@ ENGINES = [
 ]
 
 PROCESSES = [
-    Row("peak-python", "peak memory beyond input and output, M, Python", at_most(64, "MB"), Peak("Python"), ALL, alone=True),
-    Row("peak-polars", "peak memory beyond input and output, M, Polars", at_most(64, "MB"), Peak("Polars"), ALL, alone=True),
+    Row(
+        "peak-python",
+        "peak memory beyond input and output, M, Python",
+        at_most(64, "MB"),
+        Peak("Python"),
+        ALL,
+        alone=True,
+    ),
+    Row(
+        "peak-polars",
+        "peak memory beyond input and output, M, Polars",
+        at_most(64, "MB"),
+        Peak("Polars"),
+        ALL,
+        alone=True,
+    ),
     Row("cold-import", "import aq2_pipeline beyond its dependencies", at_most(50, "ms"), cold_import),
     Row("cold-call", "first quantize of a process, kernels cached", at_most(0.5, "s"), cold_call),
 ]

@@ -1,4 +1,4 @@
-"""Clocks: two sides take turns, so that a busy neighbour hits both, and the ratio is the median of the turns' ratios."""
+"""Clocks: two sides take turns, so that a busy neighbour hits both; a ratio is the median of the turns' ratios."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Rows run in child processes: one for each number of threads, set before anything is imported, and one for each row
-that must be alone. A child that dies takes down its row, not the run.
+"""Rows run in child processes: one for each number of threads, and one for each row that must be alone.
+
+The number of threads is set before anything is imported. A child that dies takes down its row, not the run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def run(jobs, options, told):
 
 
 def _child(jobs, options):
-    """Yield results of jobs as a child gives them; where it dies, the last is the failure of the job that it died of."""
+    """Yield results as a child gives them; where it dies, the last is the failure of the job that it died of."""
     reader, writer = os.pipe()
     n_threads = max(job.threads for job in jobs)
     spec = json.dumps(options | {"jobs": [(job.row, job.threads) for job in jobs], "pipe": writer})
@@ -75,14 +76,25 @@ def _child(jobs, options):
         os.close(writer)
         n_done = 0
         with os.fdopen(reader) as lines:
-            while select.select([lines], [], [], PATIENCE)[0] and (line := lines.readline()):
+            watchdog = _watchdog(child)
+            for line in lines:
+                watchdog.cancel()
                 yield Result.from_json(json.loads(line))
                 n_done += 1
+                watchdog = _watchdog(child)
+            watchdog.cancel()
         if n_done < len(jobs):
             child.kill()
             code = child.wait()
             job = jobs[n_done]
             yield Result(job.row, job.threads, "failed", reason=f"its process ended with code {code}")
+
+
+def _watchdog(child):
+    timer = threading.Timer(PATIENCE, child.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def pin(n_threads):

@@ -37,7 +37,7 @@ class Workload:
 
 def workload(name, setting):
     """Return a workload; `S` is C's beginning, for what would take C hours."""
-    layer = 1 << (17 if setting.quick else 20)  # the policy stores smaller vectors as floats
+    layer = 1 << (17 if setting.quick else 20)
     return {
         "L": Workload("L", 1, layer),
         "M": Workload("M", 4 if setting.quick else 100, layer),

@@ -43,7 +43,11 @@ def start_over(weights, _threads):
     """`explode` and a window over the number of the group."""
     frame = pl.DataFrame({"w": pl.from_arrow(_groups(weights).cast(pa.large_list(pa.float32())))}).with_row_index("g")
     largest = pl.col("w").abs().max().over("g")
-    query = frame.lazy().explode("w").select(codes=((pl.col("w") * (7 / largest)).round() + 8).cast(pl.UInt8), s=largest / 7)
+    query = (
+        frame.lazy()
+        .explode("w")
+        .select(codes=((pl.col("w") * (7 / largest)).round() + 8).cast(pl.UInt8), s=largest / 7)
+    )
 
     def decoded(result):
         return _decoded(weights, result["codes"].to_numpy(), result["s"].to_numpy()[::GROUP])
