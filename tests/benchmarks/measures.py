@@ -79,14 +79,13 @@ class Flatness:
         works = workloads.sizes(setting)
         calls = [self._call(work, setting) for work in works]
         times = timing.turns(calls, setting)
-        turns = [[t / work.n_weights for t, work in zip(turn, works, strict=True)] for turn in zip(*times, strict=True)]
-        spread = [max(turn) / min(turn) for turn in turns]
         medians = [statistics.median(t) for t in times]
         cost = [t / work.n_weights for t, work in zip(medians, works, strict=True)]
         timings = [Timing(f"{self.kind}, {w.name}", t, w.n_weights) for w, t in zip(works, medians, strict=True)]
         series = {self.kind: [(w.n_weights, t) for w, t in zip(works, medians, strict=True)]}
         profile = [f"{w.name}: {1e9 * c:.3f} ns a weight" for w, c in zip(works, cost, strict=True)]
-        return Outcome(max(cost) / min(cost), min(spread), max(spread), timings, series, profile)
+        flatness = max(cost) / min(cost)  # of medians: a turn's own would be the noise of its noisiest size
+        return Outcome(flatness, flatness, flatness, timings, series, profile)
 
     def _call(self, work, setting):
         if self.kind == "kernel":

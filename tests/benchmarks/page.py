@@ -184,6 +184,18 @@ def _peer_cells(peer, row, results):
     )
 
 
+def _fastest(found):
+    """Return a line for each number of threads: the peer that comes closest to us, engines' expressions aside."""
+    others = [(peer, result) for peer, _, results in found for result in results if result.outcome and peer.work == "M"]
+    lines = []
+    for threads in sorted({result.threads for _, result in others}):
+        peer, result = min(((p, r) for p, r in others if r.threads == threads), key=lambda pair: pair[1].outcome.value)
+        lines.append(
+            f"The closest peer at {threads} thread{'s'[: threads > 1]}: {peer.label}, {spread(result.outcome)} x.\n"
+        )
+    return "\n" + "".join(lines) if lines else ""
+
+
 def _peers(run):
     rows = {row.name: row for row in ROWS}
     found = [(peer, rows[f"peer-{peer.name}"]) for peer in PEERS]
@@ -192,7 +204,14 @@ def _peers(run):
         return ""
     header = ("peer", "ours", "bar", "threads: theirs / ours", "", "threads: medians, theirs / ours")
     notes = [f"- {peer.label}: {row.note}" for peer, row, _ in found]
-    return PEERS_INTRO + table(header, [_peer_cells(*each) for each in found]) + "\n" + "\n".join(notes) + "\n"
+    return (
+        PEERS_INTRO
+        + table(header, [_peer_cells(*each) for each in found])
+        + _fastest(found)
+        + "\n"
+        + "\n".join(notes)
+        + "\n"
+    )
 
 
 def _missed(run):
@@ -202,7 +221,7 @@ def _missed(run):
         row = rows[result.row]
         if verdict(row.bar, result) == "MISSED":
             text = "\n".join(result.outcome.profile) or "no profile"
-            head = f"{row.what}, {result.threads} thread{'s' if result.threads > 1 else ''}"
+            head = f"{row.what}, {result.threads} thread{'s'[: result.threads > 1]}"
             parts.append(
                 f"\n**{head}**: {spread(result.outcome)} {row.bar.unit}, bar {row.bar}.\n\n```text\n{text}\n```\n"
             )

@@ -109,14 +109,14 @@ KERNELS = [
         "quantize: cost of a weight, 1M to 400M weights, dearest / cheapest",
         at_most(1.15),
         Flatness("quantize"),
-        note="Of the medians; the spread is over turns.",
+        note="Of the medians.",
     ),
     Row(
         "flat-kernel",
         "int4_g128 kernel: cost of a weight, 1M to 400M weights, dearest / cheapest",
         at_most(1.15),
         Flatness("kernel"),
-        note="Of the medians; the spread is over turns.",
+        note="Of the medians.",
     ),
 ]
 
@@ -211,7 +211,7 @@ ROWS = [
     *_in("Kernels", KERNELS),
     *_in("Interfaces", INTERFACES),
     *_in("Engines", ENGINES),
-    *_in("Processes", PROCESSES),
+    *_in("Memory and start", PROCESSES),
     *(_peer_row(peer) for peer in PEERS),
 ]
 

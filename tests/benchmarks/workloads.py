@@ -110,7 +110,7 @@ def names(work):
 
 @functools.cache
 def real_model():
-    """Return the weights of all-MiniLM-L6-v2: (flat values, lengths of its matrices)."""
+    """Return the weights of all-MiniLM-L6-v2: (flat values, lengths of its matrices, the largest in parts)."""
     from safetensors.numpy import load  # noqa: PLC0415 - an extra
 
     with zipfile.ZipFile(io.BytesIO(resources.files("all_minilm_l6_v2").joinpath("model.zip").read_bytes())) as archive:
@@ -119,4 +119,6 @@ def real_model():
     matrices = [tensor.ravel() for tensor in tensors.values() if tensor.ndim == 2 and tensor.dtype == np.float32]
     found = np.concatenate(matrices)
     found.flags.writeable = False
-    return found, np.array([matrix.size for matrix in matrices], np.int64)
+    # A call of a kernel takes 8M weights at the most; the table of words has more.
+    sizes = [part.size for matrix in matrices for part in np.array_split(matrix, 1 + matrix.size // (1 << 22))]
+    return found, np.array(sizes, np.int64)
