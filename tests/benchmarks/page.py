@@ -174,6 +174,7 @@ def _peer_cells(peer, row, results):
     ]
     verdicts = list(dict.fromkeys(_verdict(row, result) for result in results))
     name = f"{peer.label} {peer.installed()}".strip()
+    times += [f"{r.threads}: {note}" for r in ran for note in r.outcome.notes]
     return (
         name,
         f"{peer.scheme}, {peer.work}",

@@ -102,7 +102,7 @@ class Peak:
         before = _memory_mb("VmRSS")
         result = self._run(column, setting)
         extra = _memory_mb("VmHWM") - before
-        output = result.nbytes / 2**20
+        output = (result.nbytes if self.engine == "Python" else result.estimated_size()) / 2**20
         value = extra - output
         notes = [f"{extra:.0f} MB beyond the input at the peak, of which the output {output:.0f} MB"]
         return Outcome(value, value, value, notes=notes)
@@ -111,4 +111,4 @@ class Peak:
         if self.engine == "Python":
             return aq2_pipeline.quantize(column, 4, threads=setting.threads)
         frame = pl.DataFrame({"w": pl.from_arrow(column)})
-        return frame.lazy().select(q=pl.col("w").aq2.quantize(4)).collect().to_arrow()["q"]
+        return frame.lazy().select(q=pl.col("w").aq2.quantize(4)).collect()

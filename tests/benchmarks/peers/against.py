@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.benchmarks import sides, workloads
+from tests.benchmarks import sides, timing, workloads
 from tests.benchmarks.measures import compare
 from tests.benchmarks.results import MissingError
 
@@ -47,11 +47,42 @@ class Running:
     decoded : callable
         `decoded(result)` -> (weights, decoded weights), groups along the last axis.
     close : callable
+    note : str
+        What was chosen for it.
     """
 
     call: Callable[[], Any]
     decoded: Callable[[Any], tuple[Any, Any]]
     close: Callable[[], None] = lambda: None
+    note: str = ""
+
+
+def fastest(n, blocks, variant):
+    """Return the fastest of `variant(block)`: how much a peer takes at once decides what stays in the cache.
+
+    Parameters
+    ----------
+    n : int
+        What there is to take.
+    blocks : tuple of int
+        What to try; blocks that take everything are one.
+    variant : callable
+        `variant(block) -> Running`.
+    """
+    tried = {block: variant(block) for block in sorted({min(block, n) for block in blocks})}
+    if len(tried) > 1:
+        taken = {}
+        for block, running in tried.items():
+            timing.seconds(running.call)  # compiles, and touches
+            taken[block] = min(timing.seconds(running.call) for _ in range(2))
+        best = min(taken, key=taken.get)
+    else:
+        best = next(iter(tried))
+    for block, running in tried.items():
+        if block != best:
+            running.close()
+    tried[best].note = f"of {', '.join(f'{b:,}' for b in tried)} at once, {best:,} was the fastest"
+    return tried[best]
 
 
 @dataclass(frozen=True)
@@ -132,7 +163,9 @@ class Against:
             running = peer.start(weights, setting.threads)
             stack.callback(running.close)
             theirs = sides.Side(peer.label, running.call, work.n_weights)
-            return compare(ours, theirs, setting, bar)
+            outcome = compare(ours, theirs, setting, bar)
+            outcome.notes += [running.note] if running.note else []
+            return outcome
 
     def _check(self, sample, n_threads):
         running = self.peer.start(sample, n_threads)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
-from tests.benchmarks.peers.against import Bound, Peer, Running
+from tests.benchmarks.peers.against import Bound, Peer, Running, fastest
 
 GROUP = 128
-#: Groups that NumPy and eager torch take at once, so that what is between two steps stays in the cache; the fastest
-#: of 128 to 8,192.
-N_AT_ONCE = 512
 HALF_STEP = 0.5 / 7
 
 
@@ -27,16 +25,16 @@ def decode(data, scales):
 
 
 def start_numpy(weights, n_threads):
-    """Run NumPy in blocks, all outputs preallocated."""
+    """Run NumPy in blocks of groups, all outputs preallocated."""
     groups = weights.reshape(-1, GROUP)
     data = np.zeros((len(groups), GROUP // 2), np.uint8)
     scales = np.zeros((len(groups), 1), np.float32)
-    pool = ThreadPoolExecutor(n_threads)
+    parts = [slice(k * len(groups) // n_threads, (k + 1) * len(groups) // n_threads) for k in range(n_threads)]
 
-    def run(part):
-        scratch, codes = np.empty((N_AT_ONCE, GROUP), np.float32), np.empty((N_AT_ONCE, GROUP), np.uint8)
-        for at in range(part.start, part.stop, N_AT_ONCE):
-            cut = slice(at, min(at + N_AT_ONCE, part.stop))
+    def run(part, block):
+        scratch, codes = np.empty((block, GROUP), np.float32), np.empty((block, GROUP), np.uint8)
+        for at in range(part.start, part.stop, block):
+            cut = slice(at, min(at + block, part.stop))
             w, n = groups[cut], cut.stop - at
             s, x, c = scales[cut], scratch[:n], codes[:n]
             np.abs(w, out=x)
@@ -49,8 +47,16 @@ def start_numpy(weights, n_threads):
             np.left_shift(c[:, 1::2], 4, out=data[cut])
             np.bitwise_or(data[cut], c[:, ::2], out=data[cut])
 
-    parts = [slice(k * len(groups) // n_threads, (k + 1) * len(groups) // n_threads) for k in range(n_threads)]
-    return Running(lambda: list(pool.map(run, parts)), lambda _: (groups, decode(data, scales)), pool.shutdown)
+    def variant(block):
+        pool = ThreadPoolExecutor(n_threads)
+        call = partial(_on, pool, partial(run, block=block), parts)
+        return Running(call, lambda _: (groups, decode(data, scales)), pool.shutdown)
+
+    return fastest(len(groups), (256, 512, 1024, 4096), variant)
+
+
+def _on(pool, function, parts):
+    return list(pool.map(function, parts))
 
 
 def _torch(n_threads):
@@ -68,64 +74,67 @@ def _tensor(torch, weights):
 
 def quantize_groups(torch, w):
     """Return (packed codes, scales) of float32[n, 128]."""
-    scales = w.abs().amax(dim=1, keepdim=True) / 7
-    codes = ((w / scales).round() + 8).to(torch.uint8)
-    return codes[:, ::2] | (codes[:, 1::2] << 4), scales
+    with torch.inference_mode():
+        scales = w.abs().amax(dim=1, keepdim=True) / 7
+        codes = ((w / scales).round() + 8).to(torch.uint8)
+        return codes[:, ::2] | (codes[:, 1::2] << 4), scales
+
+
+def _joined(torch, result):
+    return [torch.cat(column).numpy() for column in zip(*result, strict=True)]
 
 
 def start_torch_eager(weights, n_threads):
-    """Run torch's operators in blocks."""
-    torch = _torch(n_threads)
+    """Run torch's operators in blocks of groups, shared out to Python threads, for torch lets go of the lock."""
+    torch = _torch(1)
     groups = _tensor(torch, weights).reshape(-1, GROUP)
-    parts = groups.split(16 * N_AT_ONCE)
 
-    def call():
-        with torch.inference_mode():
-            return [quantize_groups(torch, part) for part in parts]
+    def variant(block):
+        pool = ThreadPoolExecutor(n_threads)
+        call = partial(_on, pool, partial(quantize_groups, torch), groups.split(block))
+        return Running(call, lambda result: (groups.numpy(), decode(*_joined(torch, result))), pool.shutdown)
 
-    def decoded(result):
-        data, scales = (torch.cat(column).numpy() for column in zip(*result, strict=True))
-        return groups.numpy(), decode(data, scales)
-
-    return Running(call, decoded)
+    return fastest(len(groups), (512, 1024, 2048, 8192), variant)
 
 
 def start_torch_compile(weights, n_threads):
-    """Run the same function, fused by torch.compile."""
+    """Run the same function, fused by torch.compile, on a layer at a time or on everything."""
     torch = _torch(n_threads)
     groups = _tensor(torch, weights).reshape(-1, GROUP)
-    compiled = torch.compile(lambda w: quantize_groups(torch, w), dynamic=False)
+    compiled = torch.compile(partial(quantize_groups, torch), dynamic=False)
 
-    def call():
-        with torch.inference_mode():
-            return compiled(groups)
+    def variant(block):
+        call = partial(_each, compiled, groups.split(block))
+        return Running(call, lambda result: (groups.numpy(), decode(*_joined(torch, result))))
 
-    return Running(call, lambda result: (groups.numpy(), decode(result[0].numpy(), result[1].numpy())))
+    return fastest(len(groups), (8192, len(groups)), variant)
+
+
+def _each(function, parts):
+    return [function(part) for part in parts]
 
 
 def start_torchao(weights, n_threads):
-    """Run torchao's affine quantization, fused by torch.compile."""
+    """Run torchao's affine quantization, fused by torch.compile, on a layer at a time or on everything."""
     torch = _torch(n_threads)
     from torchao.quantization import quant_primitives as primitives  # noqa: PLC0415 - a peer
 
-    block, given = (1, GROUP), _tensor(torch, weights)
+    size, given = (1, GROUP), _tensor(torch, weights)
 
+    @partial(torch.compile, dynamic=False)
     def quantize(w):
-        kind = primitives.MappingType.SYMMETRIC
-        scale, zero = primitives.choose_qparams_affine(w, kind, block, torch.int8, -8, 7, scale_dtype=torch.float32)
-        return primitives.quantize_affine(w, block, scale, zero, torch.int8, -8, 7), scale, zero
-
-    compiled = torch.compile(quantize, dynamic=False)
-
-    def call():
         with torch.inference_mode():
-            return compiled(given)
+            kind = primitives.MappingType.SYMMETRIC
+            scale, zero = primitives.choose_qparams_affine(w, kind, size, torch.int8, -8, 7, scale_dtype=torch.float32)
+            return primitives.quantize_affine(w, size, scale, zero, torch.int8, -8, 7), scale
 
     def decoded(result):
-        codes, scale, _zero = result
-        return given.numpy(), primitives.dequantize_affine(codes, block, scale, None, torch.int8, -8, 7).numpy()
+        codes, scale = (torch.cat(column) for column in zip(*result, strict=True))
+        return given.numpy(), primitives.dequantize_affine(codes, size, scale, None, torch.int8, -8, 7).numpy()
 
-    return Running(call, decoded)
+    return fastest(
+        len(given), (256, len(given)), lambda block: Running(partial(_each, quantize, given.split(block)), decoded)
+    )
 
 
 def start_bitsandbytes(weights, n_threads):
@@ -148,11 +157,14 @@ def start_hqq(weights, n_threads):
 
     given = _tensor(torch, weights)
     options = {"nbits": 4, "group_size": GROUP, "axis": 1, "optimize": False, "device": "cpu"}
+    quantize = partial(Quantizer.quantize, compute_dtype=torch.float32, **options)
 
-    def call():
-        return Quantizer.quantize(given, compute_dtype=torch.float32, **options)
+    def decoded(result):
+        return given.numpy(), torch.cat([Quantizer.dequantize(*part) for part in result]).numpy()
 
-    return Running(call, lambda result: (given.numpy(), Quantizer.dequantize(*result).numpy()))
+    return fastest(
+        len(given), (64, 256, 1024), lambda block: Running(partial(_each, quantize, given.split(block)), decoded)
+    )
 
 
 TORCH_PEERS = [
@@ -164,7 +176,7 @@ TORCH_PEERS = [
         Bound(GROUP, HALF_STEP),
         "numpy",
         into=True,
-        config="Blocks of 512 groups, outputs and scratch preallocated, one Python thread a core.",
+        config="Blocks of 256 to 4,096 groups, outputs and scratch preallocated, shared out to Python threads.",
     ),
     Peer(
         "torch-eager",
@@ -173,7 +185,7 @@ TORCH_PEERS = [
         start_torch_eager,
         Bound(GROUP, HALF_STEP),
         "torch",
-        config="Blocks of 8,192 groups, inference mode.",
+        config="Blocks of 512 to 8,192 groups, shared out to Python threads, inference mode.",
     ),
     Peer(
         "torch-compile",
@@ -182,7 +194,7 @@ TORCH_PEERS = [
         start_torch_compile,
         Bound(GROUP, HALF_STEP),
         "torch",
-        config="Inductor, static shapes, inference mode; compiled before the clock starts.",
+        config="Inductor, static shapes, all or 8,192 groups at once; compiled before the clock starts.",
     ),
     Peer(
         "torchao",
@@ -191,7 +203,7 @@ TORCH_PEERS = [
         start_torchao,
         Bound(GROUP, 0.5 / 7.5),
         "torchao",
-        config="choose_qparams_affine and quantize_affine, symmetric, blocks of (1, 128), under torch.compile.",
+        config="choose_qparams_affine and quantize_affine, symmetric, blocks of (1, 128), compiled as that.",
         differs="Less work: one code a byte, not packed.",
     ),
     Peer(
@@ -211,7 +223,7 @@ TORCH_PEERS = [
         start_hqq,
         Bound(GROUP, 0.5 / 7.4),
         "hqq",
-        config="Quantizer.quantize, optimize=False, CPU.",
+        config="Quantizer.quantize, optimize=False, CPU, 64 to 1,024 rows of 4,096 at once.",
         differs="Zero points, as floats; packed.",
     ),
 ]
