@@ -86,6 +86,9 @@ def main(given=None):
         for row in rows:
             print(f"{row.name:24} {row.bar!s:10} {row.what}")
         return 0
+    to_write = asked.write or (asked.write is None and not asked.only and not asked.quick)
+    if to_write and not page.can_draw():
+        raise SystemExit("the page has pictures, which matplotlib draws: pip install '.[bench]', or give --no-write")
     n_threads = asked.threads or table.n_cores()
     runs = 1 if asked.quick else max(5, asked.runs)
     options = {"quick": asked.quick, "runs": runs, "shortest": 0.0 if asked.quick else 0.05}
@@ -95,7 +98,7 @@ def main(given=None):
     if asked.save:
         asked.save.write_text(json.dumps(run.to_json(), indent=1))
     print(page.summary(run), f"in {time.perf_counter() - start:.0f} s")
-    if asked.write or (asked.write is None and not asked.only and not asked.quick):
+    if to_write:
         print(write(run, ROOT / "docs"))
     elif asked.quick:  # the page, too, is checked for shape, where it can be drawn
         with tempfile.TemporaryDirectory() as folder:

@@ -160,23 +160,24 @@ def _sections(run):
         if not cells:
             continue
         parts.append(f"\n## {section}\n\n")
-        parts.append(table(("what", "bar", "threads", "measured", "", "medians, as context"), cells))
+        parts.append(table(("what", "bar", "threads", "measured", "verdict", "medians, as context"), cells))
         notes = [f"- {row.what}: {row.note}" for row in rows if row.note and run.of(row)]
         parts.append("\n" + "\n".join(notes) + "\n" if notes else "")
     return "".join(parts)
 
 
-def _peer_cells(peer, row, results):
+def _peer_cells(peer, row, results, versions):
     ran = [result for result in results if result.outcome]
     values = [f"{r.threads}: {number(r.outcome.value)}" for r in ran]
     times = [
         f"{r.threads}: {duration(r.outcome.timings[1].seconds)} / {duration(r.outcome.timings[0].seconds)}" for r in ran
     ]
     verdicts = list(dict.fromkeys(_verdict(row, result) for result in results))
-    name = f"{peer.label} {peer.installed()}".strip()
+    package = f"{peer.distribution} {versions.get(peer.distribution, '')}".strip()
     times += [f"{r.threads}: {note}" for r in ran for note in r.outcome.notes]
     return (
-        name,
+        peer.label,
+        package,
         f"{peer.scheme}, {peer.work}",
         row.bar,
         "; ".join(values) or "-",
@@ -203,11 +204,12 @@ def _peers(run):
     found = [(peer, row, run.of(row)) for peer, row in found if run.of(row)]
     if not found:
         return ""
-    header = ("peer", "ours", "bar", "threads: theirs / ours", "", "threads: medians, theirs / ours")
+    versions = run.machine["versions"] | run.machine["peers"]
+    header = ("peer", "package", "ours", "bar", "threads: theirs / ours", "verdict", "threads: medians, theirs / ours")
     notes = [f"- {peer.label}: {row.note}" for peer, row, _ in found]
     return (
         PEERS_INTRO
-        + table(header, [_peer_cells(*each) for each in found])
+        + table(header, [_peer_cells(*each, versions) for each in found])
         + _fastest(found)
         + "\n"
         + "\n".join(notes)
@@ -243,7 +245,7 @@ def _machine(run):
     ours, peers = (", ".join(f"{k} {v}" for k, v in facts[key].items() if v) for key in ("versions", "peers"))
     rows = [("date", facts["date"]), ("machine", facts["machine"]), ("system", facts["system"]), ("versions", ours)]
     rows += [("peers", peers), ("turns a row", run.runs), ("all threads", run.threads)]
-    return "\n## Machine\n\n" + table(("", ""), rows)
+    return "\n## Machine\n\n" + table(("fact", "value"), rows)
 
 
 def page(run):

@@ -58,13 +58,26 @@ def _python(code):
     return json.loads(done.stdout)
 
 
-def cold_import(setting, _bar):
+def cold_import(setting, bar):
     """Return milliseconds of `import aq2_pipeline` once its dependencies are imported."""
     found = [_python(_IMPORT) for _ in range(setting.runs + 1)][1:]
     taken = [1e3 * run[0] for run in found]
     notes = [f"it also imports {', '.join(found[-1][1])}"] if found[-1][1] else []
     timing = Timing("import aq2_pipeline", statistics.median(taken) / 1e3)
-    return Outcome(statistics.median(taken), min(taken), max(taken), [timing], notes=notes)
+    outcome = Outcome(statistics.median(taken), min(taken), max(taken), [timing], notes=notes)
+    if setting.quick or not bar.met(outcome.value):
+        outcome.profile = _dearest_imports()
+    return outcome
+
+
+def _dearest_imports(n=5):
+    """Return the modules whose own import takes longest, by `-X importtime`, once the dependencies are there."""
+    code = "import sys, numpy, polars, pyarrow; print('ours', file=sys.stderr); import aq2_pipeline"
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr.partition("\nours\n")[2]
+    rows = [line.removeprefix("import time:").split("|") for line in told.splitlines() if "|" in line]
+    dearest = sorted(((int(own), name.strip()) for own, _, name in rows), reverse=True)[:n]
+    return [f"{own / 1e3:7.2f} ms  {name}" for own, name in dearest]
 
 
 def cold_call(setting, bar):
@@ -105,7 +118,9 @@ class Peak:
         output = (result.nbytes if self.engine == "Python" else result.estimated_size()) / 2**20
         value = extra - output
         notes = [f"{extra:.0f} MB beyond the input at the peak, of which the output {output:.0f} MB"]
-        return Outcome(value, value, value, notes=notes)
+        held = _memory_mb("VmRSS") - before
+        profile = [f"at the peak {extra:.0f} MB, held after the call {held:.0f} MB, the output itself {output:.0f} MB"]
+        return Outcome(value, value, value, notes=notes, profile=profile)
 
     def _run(self, column, setting):
         if self.engine == "Python":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,13 +123,6 @@ class Peer:
     ours: Any = None
     config: str = ""
     differs: str = ""
-
-    def installed(self):
-        """Return the version, or an empty text."""
-        try:
-            return version(self.distribution) if self.distribution else ""
-        except PackageNotFoundError:
-            return ""
 
 
 def require(peer):

@@ -8,7 +8,7 @@ from importlib import metadata
 
 import numpy as np
 
-from tests.benchmarks.peers.against import Bound, Peer, Running
+from tests.benchmarks.peers.against import Bound, Peer, Running, fastest
 from tests.benchmarks.peers.compilers import GROUP, unpacked
 
 #: ggml's numbers of types, and bytes of a block of 32.
@@ -81,23 +81,31 @@ def start_gguf(weights, n_threads):
 
 
 def start_onnxruntime(weights, _threads):
-    """Run the MatMulNBits quantizer; groups lie along the first axis, so the buffer is read as such a matrix."""
+    """Run the MatMulNBits quantizer on matrices of 1,024 rows; groups lie along their first axis."""
     from onnxruntime.capi._pybind_state import quantize_matmul_4bits  # noqa: PLC0415 - a peer
 
-    matrix = weights.reshape(4096, -1)
-    n_inner, n_outer = matrix.shape
-    packed = np.zeros((n_outer, n_inner // GROUP, GROUP // 2), np.uint8)
-    scales = np.zeros(n_outer * n_inner // GROUP, np.float32)
-    zeros = np.zeros(n_outer * ((n_inner // GROUP + 1) // 2), np.uint8)
+    n_inner, n_groups = 1024, 1024 // GROUP
 
-    def call():
-        quantize_matmul_4bits(packed, matrix, scales, zeros, GROUP, n_outer, n_inner, True)  # noqa: FBT003 - symmetric
+    def variant(n_outer):
+        matrices = weights.reshape(-1, n_inner, n_outer)
+        n_blocks = len(matrices) * n_outer * n_groups
+        packed = np.zeros((len(matrices), n_outer, n_groups, GROUP // 2), np.uint8)
+        scales, zeros = (
+            np.zeros(n_blocks, np.float32).reshape(len(matrices), -1),
+            np.zeros(n_outer * n_groups, np.uint8),
+        )
 
-    def decoded(_result):
-        codes = unpacked(packed.reshape(-1, GROUP // 2)).astype(np.float32) - 8
-        return matrix.T.reshape(-1, GROUP), codes * scales.reshape(-1, 1)
+        def call():
+            for k, matrix in enumerate(matrices):
+                quantize_matmul_4bits(packed[k], matrix, scales[k], zeros, GROUP, n_outer, n_inner, True)  # noqa: FBT003 - symmetric
 
-    return Running(call, decoded)
+        def decoded(_result):
+            codes = unpacked(packed.reshape(-1, GROUP // 2)).astype(np.float32) - 8
+            return matrices.transpose(0, 2, 1).reshape(-1, GROUP), codes * scales.reshape(-1, 1)
+
+        return Running(call, decoded)
+
+    return fastest(weights.size // n_inner, (512, 1024, 4096), variant)
 
 
 def start_faiss(weights, n_threads):
@@ -187,7 +195,7 @@ LIBRARY_PEERS = [
         Bound(GROUP, 1 / 8),
         "onnxruntime",
         into=True,
-        config="Blocks of 128, symmetric, into arrays that are there.",
+        config="Matrices of 1,024 rows and 512 to 4,096 columns, blocks of 128, symmetric, into arrays that are there.",
         differs="Groups lie along the first axis. Its threads are as many as the cores it sees.",
     ),
     Peer(
