@@ -32,6 +32,8 @@ def udf_connection():
     """Return a plain connection with the functions as Arrow UDFs."""
     con = duckdb.connect()
     aq2_pipeline.register(con)
+    path = getattr(aq2_pipeline.duckdb, "path", lambda _: "arrow")(con)
+    assert path == "arrow", f"the functions of a plain connection are {path!r}"
     return con
 
 

@@ -13,19 +13,16 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.benchmarks import sql
+from tests.benchmarks.interfaces import array_and_kernel, arrow_table, batch, legacy
 from tests.benchmarks.measures import Flatness, Ratio, Speedup
 from tests.benchmarks.peers import PEERS, Against
 from tests.benchmarks.processes import Peak, cold_call, cold_import
 from tests.benchmarks.results import Bar, at_least, at_most
 from tests.benchmarks.sides import (
-    array_and_kernel,
-    arrow_table,
-    batch,
     both,
     copy_floor,
     decode_kernel,
     kernel,
-    legacy,
     polars_lazy,
     python,
     python_error,
