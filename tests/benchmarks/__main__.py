@@ -39,6 +39,7 @@ def arguments(given):
         action=argparse.BooleanOptionalAction,
         help="write docs/benchmarks.md and its pictures; default: where every row has run",
     )
+    parser.add_argument("--note", default="", help="a remark that the page shows, such as what else the machine did")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
@@ -79,7 +80,9 @@ def main(given=None):
     from tests.benchmarks import machine, page, table  # noqa: PLC0415 - not in a child, before its threads are set
 
     if asked.render:
-        print(write(page.Run.from_json(json.loads(asked.render.read_text())), ROOT / "docs"))
+        run = page.Run.from_json(json.loads(asked.render.read_text()))
+        run.note = asked.note or run.note
+        print(write(run, ROOT / "docs"))
         return 0
     rows = table.chosen(asked.only)
     if asked.list:
@@ -94,7 +97,7 @@ def main(given=None):
     options = {"quick": asked.quick, "runs": runs, "shortest": 0.0 if asked.quick else 0.05}
     start = time.perf_counter()
     results = workers.run(workers.jobs_of(rows, n_threads, quick=asked.quick), options, told(rows, quick=asked.quick))
-    run = page.Run(machine.describe(), results, runs, n_threads, quick=asked.quick)
+    run = page.Run(machine.describe(), results, runs, n_threads, asked.quick, asked.note)
     if asked.save:
         asked.save.write_text(json.dumps(run.to_json(), indent=1))
     print(page.summary(run), f"in {time.perf_counter() - start:.0f} s")

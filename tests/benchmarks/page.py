@@ -58,6 +58,7 @@ class Run:
     runs: int
     threads: int
     quick: bool = False
+    note: str = ""
 
     def to_json(self):
         """Return plain data."""
@@ -255,4 +256,5 @@ def page(run):
         "\n![Cost of a weight against the size of the column](images/benchmarks-size.svg)\n"
     )
     body = _machine(run) + _sections(run) + _peers(run) + _missed(run) + _missing(run)
-    return f"{STAMP}{INTRO}\nOf this run's results: {summary(run)}.\n{pictures}{body}"
+    remark = f"\n**{run.note}**\n" if run.note else ""
+    return f"{STAMP}{INTRO}\nOf this run's results: {summary(run)}.\n{remark}{pictures}{body}"
