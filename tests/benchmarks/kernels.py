@@ -16,11 +16,15 @@ from numba import njit, types
 
 from aq2_pipeline import build, schemes, threads
 from aq2_pipeline.kernels import _jit, rows
-from aq2_pipeline.kernels.bits import abs_max_bits
+from aq2_pipeline.kernels.bits import MAGNITUDE
+from aq2_pipeline.kernels.widening import DIRECT
 from aq2_pipeline.pieces import SLICE_SIZE, frozen, slices, span
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_FLOATS.flags.writeable = False
+_NO_BYTES = np.empty(0, np.uint8)
+_NO_BYTES.flags.writeable = False
+_SCRATCH = np.empty(0, np.float32)
 
 
 @dataclass
@@ -74,8 +78,8 @@ def encoder(values, lengths, scheme, n_threads):
     )
     spans = [span(at[:-1], size) for at, size in zip(ends, sizes, strict=True)]
     status = np.full(lengths.size, -1, np.int64)
-    given = (values, *span(starts, lengths), frozen(lengths), _NO_FLOATS, *none)
-    taken = (data, *spans[0], scales, *spans[1], zeros, *spans[2], status)
+    given = (DIRECT, values, _NO_BYTES, *span(starts, lengths), frozen(lengths), _NO_FLOATS, *none)
+    taken = (data, *spans[0], scales, *spans[1], zeros, *spans[2], status, _SCRATCH)
     encode, params = parsed.codec.encode, frozen(parsed.params)
     tasks = [partial(rows.encode_rows, encode, params, a, b, *given, *taken) for a, b in slices(lengths)]
     return Prepared(tasks, n_threads, status, data=data, scales=scales, zero_points=zeros)
@@ -100,7 +104,10 @@ def decoder(encoded, lengths, scheme, n_threads):
 @njit(types.int32(types.Array(types.int32, 1, "C", readonly=True)), cache=True, **_jit.OPTIONS)
 def largest_bits(pattern):
     """Return the largest magnitude's bits: one pass over the weights, the fastest there is."""
-    return abs_max_bits(pattern)
+    largest = np.int32(0)
+    for j in range(pattern.size):
+        largest = max(largest, np.int32(pattern[j] & MAGNITUDE))
+    return largest
 
 
 def read_pass(values):
