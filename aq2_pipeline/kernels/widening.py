@@ -70,36 +70,55 @@ def float_from_half(half: Any) -> Any:
     return -value if half & 0x8000 else value
 
 
-@helper
+@inlined
 def sixteen(raw: Any, at: Any, kind: Any) -> Any:
-    """Return sixteen weights from a byte on as float32."""
+    """Return sixteen weights from a byte on as float32; `kind` is a constant."""
     if kind == F16:
-        return floats_from_halves(read(raw, at, np.uint16))
-    if kind == BF16:
-        return reinterpreted(to(read(raw, at, np.uint16), np.int32) << np.int32(16), np.float32)
-    if kind == F64:
-        return to(read(raw, at, np.float64), np.float32)
-    return read(raw, at, np.float32)
+        floats = floats_from_halves(read(raw, at, np.uint16))
+    elif kind == BF16:
+        floats = reinterpreted(to(read(raw, at, np.uint16), np.int32) << np.int32(16), np.float32)
+    elif kind == F64:
+        floats = to(read(raw, at, np.float64), np.float32)
+    else:
+        floats = read(raw, at, np.float32)
+    return floats
 
 
-@helper
-def widen(raw: Any, kind: Any, scratch: Any) -> Any:
-    """Write the weights in `raw` to the beginning of `scratch`; return their number.
+@inlined
+def widen_all(raw: Any, size: Any, kind: Any, scratch: Any) -> Any:
+    """Write weights of `size` bytes to the beginning of `scratch`; return their number. `kind` is a constant.
 
     The last vector overlaps the one before; fewer weights than lanes are staged
     at the end of `scratch`, so that nothing beyond `raw` is read.
     """
-    size = 2 if kind in (F16, BF16) else 8 if kind == F64 else 4
     n = raw.size // size
     if n < LANES:
         staging = scratch[scratch.size - STAGING :].view(np.uint8)
         for k in range(raw.size):
             staging[k] = raw[k]
         store(scratch, 0, sixteen(staging, 0, kind))
-        return n
-    for at in range(0, n - LANES, LANES):
-        store(scratch, at, sixteen(raw, size * at, kind))
-    store(scratch, n - LANES, sixteen(raw, size * (n - LANES), kind))
+    else:
+        for at in range(0, n - LANES, LANES):
+            store(scratch, at, sixteen(raw, size * at, kind))
+        store(scratch, n - LANES, sixteen(raw, size * (n - LANES), kind))
+    return n
+
+
+@helper
+def widen(raw: Any, kind: Any, scratch: Any) -> Any:
+    """Write the weights in `raw` to the beginning of `scratch`; return their number.
+
+    A loop for each kind: with the choice inside the loop it takes 0.15 instead of
+    0.12 ms per million float16 that come from memory.
+    """
+    if kind == F16:
+        n = widen_all(raw, 2, F16, scratch)
+    elif kind == BF16:
+        n = widen_all(raw, 2, BF16, scratch)
+    elif kind == F64:
+        n = widen_all(raw, 8, F64, scratch)
+    else:
+        n = widen_all(raw, 4, F32, scratch)
     return n
 
 
