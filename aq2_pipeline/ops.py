@@ -22,11 +22,12 @@ from aq2_pipeline.statistics import row_stats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aq2_pipeline.arrow import Array
     from aq2_pipeline.pieces import Failures
 
 Job = TypeVar("Job", Encoding, Decoding)
 
-__all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "weight_stats"]
+__all__ = ["dequantize", "error_figures", "map_rows", "quantization_error", "quantize", "weight_stats"]
 
 
 def quantize(
@@ -91,14 +92,18 @@ def quantization_error(
     job, sums = _settled(
         partial(Encoding, weights, scheme, shape, importance), lambda job: job.error_sums(n_threads), failures
     )
-    valid, lengths, sizes = job.valid, job.lengths, job.sizes
+    return error_figures(sums, job.lengths, job.sizes.n_bytes, job.valid)
+
+
+def error_figures(sums: Array, lengths: Array, n_bytes: Array, valid: Array) -> pa.StructArray:
+    """Return `layout.ERROR` from the sums of each row, float64[n_rows, n_sums], as `kernels.moments` names them."""
     squared_error, squared_weight, squared_decoded, product, max_error = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         mse = squared_error / lengths
         sqnr = np.where(squared_error > 0, 10 * np.log10(squared_weight / squared_error), np.inf)
         norm = np.sqrt(squared_weight) * np.sqrt(squared_decoded)
         cosine = np.where(squared_error > 0, np.where(norm > 0, np.minimum(product / norm, 1), 0), 1)
-        bits = 8 * (sizes.n_bytes) / lengths
+        bits = 8 * n_bytes / lengths
     some = valid & (lengths > 0)
     columns = (mse, np.sqrt(mse), max_error, sqnr, cosine, bits)
     return build.structs(layout.ERROR, [build.doubles(np.ascontiguousarray(c), some) for c in columns], valid)

@@ -8,7 +8,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core.errors import NumbaWarning
 
 if TYPE_CHECKING:
@@ -110,6 +110,34 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         """Run the compiled function."""
         return self.compiled(*args)
+
+
+    def address(self) -> int:
+        """Return where the compiled function is; its calling convention is Numba's."""
+        (found,) = self.compiled.overloads.values()
+        return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+
+
+class Callback(Kernel):
+    """A kernel that C calls: it raises nothing, and what it returns is all that it says."""
+
+    def _dispatched(self) -> Any:
+        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # C callers hold none
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaWarning)
+            try:
+                return cfunc(self.signature, cache=True, **options)(self.py_func)
+            except RuntimeError:  # as for a kernel
+                return cfunc(self.signature, **options)(self.py_func)
+
+    def address(self) -> int:
+        """Return where the compiled function is, for C."""
+        return int(self.compiled.address)
+
+
+def callback(signature: Any) -> Callable[[Callable[..., Any]], Callback]:
+    """Declare a function for C with its signature; nothing compiles until its address is asked for."""
+    return lambda py_func: Callback(py_func, signature)
 
 
 def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:

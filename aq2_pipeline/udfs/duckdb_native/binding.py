@@ -115,13 +115,15 @@ def _bind(function: Function, api: Any, info: int) -> int:
         return plans.bound(function, tuple(given.types), scheme)
 
 
-def bind_of(function: Function) -> Any:
+def bind_of(function: Function, record: Any) -> Any:
     """Return the bind callback of a function, as a C function; like a body, it lets no exception out."""
     api = capi.load()
 
     def bind(info: int) -> None:
         try:
-            api.scalar_function_set_bind_data(info, _bind(function, api, info), None)
+            call = _bind(function, api, info)
+            plans.speed_up(function, record, call)
+            api.scalar_function_set_bind_data(info, call, None)
             api.scalar_function_set_bind_data_copy(info, ctypes.cast(copy_of, c_void_p))
         except BaseException as error:  # noqa: BLE001
             api.scalar_function_bind_set_error(info, told(function, error))

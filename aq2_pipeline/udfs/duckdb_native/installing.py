@@ -91,11 +91,13 @@ class _Native:
     """One function, as DuckDB is given it: its callbacks, and the record that they share."""
 
     def __init__(self, function: Function) -> None:
-        from aq2_pipeline.udfs.duckdb_native import binding, general  # noqa: PLC0415
+        from aq2_pipeline.udfs.duckdb_native import binding, bodies, general, plans  # noqa: PLC0415 - they load Numba
 
         self.function = function
         self.general = general.body_of(function)
-        self.bind = binding.bind_of(function)
+        self.record = plans.record_of(self.general)
+        self.bind = binding.bind_of(function, self.record)
+        self.body = bodies.choose.address()
 
     def register(self, api: Any, connection: c_void_p) -> None:
         """Add the function to a database; it has no parameters but ANY varargs, which is what `path` knows it by."""
@@ -106,7 +108,8 @@ class _Native:
         api.scalar_function_set_return_type(made, result)
         api.scalar_function_set_special_handling(made)  # NULLs are ours
         api.scalar_function_set_bind(made, ctypes.cast(self.bind, c_void_p))
-        api.scalar_function_set_function(made, ctypes.cast(self.general, c_void_p))
+        api.scalar_function_set_function(made, self.body)
+        api.scalar_function_set_extra_info(made, self.record.ctypes.data, None)
         api.register_scalar_function(connection, made)
         for kind in (anything, result):
             api.destroy_logical_type(ctypes.byref(kind))
