@@ -11,6 +11,8 @@ from aq2_pipeline.kernels.bits import keep_subnormals, restore_subnormals
 from aq2_pipeline.kernels.moments import N_ERROR_SUMS, N_LANES, flush_lanes
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.bodies import BODY
+from aq2_pipeline.udfs.duckdb_native.decoding import decode_chunk
+from aq2_pipeline.udfs.duckdb_native.writing import room, set_null
 from aq2_pipeline.udfs.duckdb_native.memory import (
     allocate,
     assign_string,
@@ -18,6 +20,7 @@ from aq2_pipeline.udfs.duckdb_native.memory import (
     bytes_out_at,
     call_c,
     chunk_size,
+    chunk_vector,
     doubles_out_at,
     encoder_at,
     error_at,
@@ -28,15 +31,12 @@ from aq2_pipeline.udfs.duckdb_native.memory import (
     ints_at,
     ints_out_at,
     list_child,
-    reserve_list,
-    resize_list,
     struct_child,
     vector_data,
-    vector_validity,
-    writable_validity,
 )
 from aq2_pipeline.udfs.duckdb_native.reading import read_chunk
 from aq2_pipeline.udfs.duckdb_native.tables import (
+    MOST_AXES,
     N_ROW,
     NULL_ROW,
     R_ADDRESS,
@@ -54,17 +54,7 @@ from aq2_pipeline.udfs.duckdb_native.tables import (
     S_PARAMS,
 )
 
-#: The most axes of a shape that is read here.
-_MOST_AXES = 16
 _QUANTIZE, _ERROR = 0, 2
-
-
-@helper
-def set_null(vector: Any, i: Any) -> None:
-    """Make a row NULL."""
-    writable_validity(vector)
-    mask = ints_out_at(vector_validity(vector), (i >> 6) + 1)
-    mask[i >> 6] &= ~(np.int64(1) << (i & 63))
 
 
 @helper
@@ -85,12 +75,6 @@ def totals(n: Any, rows: Any) -> Any:
             n_zeros += rows[R_ZEROS * n + i]
             most = max(most, rows[R_DATA * n + i])
     return n_scales, n_zeros, most
-
-
-@helper
-def room(vector: Any, n: Any) -> Any:
-    """Make room for n elements in a list's child; 0 is good."""
-    return reserve_list(vector, n) | resize_list(vector, n)
 
 
 @helper
@@ -149,7 +133,7 @@ def encode_rows(state: Any, n: Any, rows: Any, result: Any, scratch: Any) -> Any
 @helper
 def quantize_chunk(state: Any, bound: Any, chunk: Any, result: Any, n: Any, space: Any) -> Any:
     """Quantize a chunk; 0, or something else to decline."""
-    rows, shape = ints_out_at(space, N_ROW * n), ints_out_at(space + 8 * N_ROW * n, _MOST_AXES)
+    rows, shape = ints_out_at(space, N_ROW * n), ints_out_at(space + 8 * N_ROW * n, MOST_AXES)
     if read_chunk(state, bound, chunk, n, rows, shape, S_ENCODE, _QUANTIZE) != 0:
         return 1
     n_scales, n_zeros, most = totals(n, rows)
@@ -163,18 +147,94 @@ def quantize_chunk(state: Any, bound: Any, chunk: Any, result: Any, n: Any, spac
     return status
 
 
+@helper
+def sum_errors(n: Any, state: Any, rows: Any, lanes: Any, sums: Any) -> Any:
+    """Sum the errors of each row; 0, or 1 to decline."""
+    nothing = floats_at(0, 0)
+    for i in range(n):
+        own = sums[i * N_ERROR_SUMS : (i + 1) * N_ERROR_SUMS]
+        own[:] = 0.0
+        lanes[:] = 0.0
+        if rows[R_SCHEME * n + i] == NULL_ROW:
+            continue
+        scheme = ints_at(state[tables.SCHEMES] + 8 * tables.N_SCHEME * rows[R_SCHEME * n + i], tables.N_SCHEME)
+        error = error_at(scheme[S_ERROR])
+        status = error(
+            floats_at(rows[R_ADDRESS * n + i], rows[R_LENGTH * n + i]),
+            np.int64(0),
+            rows[R_ROW_LENGTH * n + i],
+            ints_at(scheme[S_PARAMS], scheme[S_N_PARAMS]),
+            nothing,
+            lanes,
+            own,
+        )
+        if status >= 0:
+            return 1
+        flush_lanes(lanes, own)
+    return 0
+
+
+@helper
+def error_chunk(record: Any, bound: Any, chunk: Any, result: Any, n: Any, space: Any) -> Any:
+    """Sum the errors of a chunk, and let Python make the figures: NumPy's logarithm is not everybody's; 0 is good."""
+    state = ints_at(record[tables.STATE], tables.N_STATE)
+    rows, shape = ints_out_at(space, N_ROW * n), ints_out_at(space + 8 * N_ROW * n, MOST_AXES)
+    sums = doubles_out_at(space + 8 * (N_ROW * n + MOST_AXES), n * N_ERROR_SUMS)
+    lanes = doubles_out_at(space + 8 * ((N_ROW + N_ERROR_SUMS) * n + MOST_AXES), N_ERROR_SUMS * N_LANES)
+    if read_chunk(state, bound, chunk, n, rows, shape, S_ERROR, _ERROR) != 0:
+        return 1
+    if sum_errors(n, state, rows, lanes, sums) != 0:
+        return 1
+    return call_c(record[tables.FINISH], result, space, n)
+
+
+@helper
+def runs_fast(given: Any) -> Any:
+    """Whether a call was bound to what the fast bodies read."""
+    return given != 0 and ints_at(given, tables.N_BOUND)[tables.B_FAST] != 0
+
+
 @callback(BODY)
 def quantize(info: Any, chunk: Any, result: Any) -> Any:
     """`aq2_quantize`."""
     given, n = bind_data(info), chunk_size(chunk)
-    if given == 0 or ints_at(given, tables.N_BOUND)[tables.B_FAST] == 0:
-        return 1
-    state = ints_at(ints_at(extra_info(info), tables.N_RECORD)[tables.STATE], tables.N_STATE)
-    space = allocate(8 * (N_ROW * n + _MOST_AXES))
+    space = allocate(8 * (N_ROW * n + MOST_AXES)) if runs_fast(given) else 0
     if space == 0:
         return 1
+    state = ints_at(ints_at(extra_info(info), tables.N_RECORD)[tables.STATE], tables.N_STATE)
     before = keep_subnormals()
     status = quantize_chunk(state, ints_at(given, tables.N_BOUND), chunk, result, n, space)
+    restore_subnormals(before)
+    free(space)
+    return status
+
+
+@callback(BODY)
+def quantization_error(info: Any, chunk: Any, result: Any) -> Any:
+    """`aq2_quantization_error`."""
+    given, n = bind_data(info), chunk_size(chunk)
+    n_words = (N_ROW + N_ERROR_SUMS) * n + MOST_AXES + N_ERROR_SUMS * N_LANES
+    space = allocate(8 * n_words) if runs_fast(given) else 0
+    if space == 0:
+        return 1
+    record = ints_at(extra_info(info), tables.N_RECORD)
+    before = keep_subnormals()
+    status = error_chunk(record, ints_at(given, tables.N_BOUND), chunk, result, n, space)
+    restore_subnormals(before)
+    free(space)
+    return status
+
+
+@callback(BODY)
+def dequantize(info: Any, chunk: Any, result: Any) -> Any:
+    """`aq2_dequantize`."""
+    given, n = bind_data(info), chunk_size(chunk)
+    space = allocate(8 * (N_ROW * n + MOST_AXES)) if runs_fast(given) else 0
+    if space == 0:
+        return 1
+    state = ints_at(ints_at(extra_info(info), tables.N_RECORD)[tables.STATE], tables.N_STATE)
+    before = keep_subnormals()
+    status = decode_chunk(state, chunk_vector(chunk, 0), result, n, ints_out_at(space, N_ROW * n))
     restore_subnormals(before)
     free(space)
     return status

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aq2_pipeline import schemes
+from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import SchemeError
+from aq2_pipeline.ops import error_figures
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.capi import TypeId
-from aq2_pipeline.udfs.duckdb_native.vectors import numbers
+from aq2_pipeline.udfs.duckdb_native.vectors import numbers, write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +66,7 @@ _KERNELS = {
     "quantization_error": ("error", tables.S_ERROR),
 }
 _FIELDS = tuple(_KERNELS)
+_SIZED = (tables.R_LENGTH, tables.R_DATA, tables.R_SCALES, tables.R_ZEROS)
 
 
 class Plans:
@@ -238,9 +241,27 @@ def bound(function: Function, kinds: tuple[Any, ...], scheme: str | None) -> int
     return int(plans.calls[key].ctypes.data)
 
 
+@CALLBACK
+def finish_errors(result: int, address: int, n: int) -> int:
+    """Make the figures of `quantization_error` from the sums of a chunk, by the code of every engine; 0 is good."""
+    from aq2_pipeline.kernels.moments import N_ERROR_SUMS  # noqa: PLC0415 - it loads Numba
+
+    try:
+        rows = numbers(address, np.int64, tables.N_ROW * n).reshape(tables.N_ROW, n)
+        at = address + 8 * (tables.N_ROW * n + tables.MOST_AXES)
+        sums = numbers(at, np.float64, N_ERROR_SUMS * n).reshape(n, N_ERROR_SUMS)
+        valid = rows[tables.R_SCHEME] != tables.NULL_ROW
+        lengths, *sizes = (np.where(valid, rows[field], 0) for field in _SIZED)
+        write(result, error_figures(sums, lengths, Sizes(*sizes).n_bytes, valid))
+    except BaseException:  # noqa: BLE001 - the general body meets it again, and tells it
+        return -1
+    return 0
+
+
 def record_of(general: Any) -> Ints:
     """Return a record for a function that has its general body only, so far."""
     record = np.zeros(tables.N_RECORD, np.int64)
+    record[tables.FINISH] = ctypes.cast(finish_errors, ctypes.c_void_p).value
     record[tables.GENERAL] = ctypes.cast(general, ctypes.c_void_p).value
     record[tables.STATE] = plans.state.ctypes.data
     return record

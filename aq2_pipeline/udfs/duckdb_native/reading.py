@@ -56,7 +56,7 @@ from aq2_pipeline.udfs.duckdb_native.tables import (
 )
 
 #: `string_t`: 16 bytes; a text of up to 12 is held in it, a longer one's address begins at byte 8.
-_STRING, _INLINE = 16, 12
+STRING_SIZE, _INLINE = 16, 12
 
 _row_length = helper(matrix_row)
 
@@ -80,13 +80,13 @@ def all_valid(mask: Any, start: Any, stop: Any) -> Any:
 @helper
 def text_size(data: Any, i: Any) -> Any:
     """Return the size of a string or blob."""
-    return integer_at(data + _STRING * i, 4) & 0xFFFFFFFF
+    return integer_at(data + STRING_SIZE * i, 4) & 0xFFFFFFFF
 
 
 @helper
 def text_address(data: Any, i: Any) -> Any:
     """Return where the bytes of a string or blob are."""
-    at = data + _STRING * i
+    at = data + STRING_SIZE * i
     return at + 4 if text_size(data, i) <= _INLINE else integer_at(at + 8, 8)
 
 
@@ -188,7 +188,7 @@ def read_schemes(state: Any, bound: Any, vector: Any, n: Any, rows: Any, kernel:
             if not is_valid(mask, i):
                 return 1
             if kind == TEXTS:
-                first, rest = integer_at(data + _STRING * i, 8), integer_at(data + _STRING * i + 8, 8)
+                first, rest = integer_at(data + STRING_SIZE * i, 8), integer_at(data + STRING_SIZE * i + 8, 8)
                 if not known or first != last or rest != last_rest:  # equal 16 bytes are an equal text
                     text = bytes_at(text_address(data, i), text_size(data, i))
                     scheme = scheme_of_text(state, text, kernel, function)

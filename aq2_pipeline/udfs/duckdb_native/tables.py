@@ -47,6 +47,8 @@ CONSTANT, TEXTS, NO_SHAPE = 100, 101, 0
 #: The rows of a chunk, one int64 array of n each, one after the other.
 R_ADDRESS, R_LENGTH, R_SCHEME, R_ROW_LENGTH, R_DATA, R_SCALES, R_ZEROS = range(7)
 N_ROW = 7
+#: Behind them: room for a shape, of at most so many axes; then a row's sums, of an error's body.
+MOST_AXES = 16
 #: In place of a scheme: the row is NULL. In place of a size: it is not known yet.
 NULL_ROW, UNKNOWN = -1, -1
 
