@@ -36,7 +36,7 @@ LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 
 #: room -> the rooms that it may import. `aq2_pipeline` itself is the room "".
 MAY_IMPORT = {
-    "": {"errors", "quantizer", "udfs.polars", "udfs.duckdb", "udfs.pyarrow", "udfs.python", "io", "version"},
+    "": {"errors", "quantizer", "udfs.polars", "duckdb", "udfs.pyarrow", "udfs.python", "io", "version"},
     "errors": set(),
     "version": set(),
     "layout": set(),
@@ -58,11 +58,13 @@ MAY_IMPORT = {
     "udfs": set(),
     "arguments": {"functions", "errors", "layout"},
     "udfs.polars": {"arguments", "functions", "errors", "schemes"},
-    "udfs.duckdb": {"functions", "errors", "schemes"},
+    "udfs.sql": {"functions", "errors"},
+    "udfs.duckdb": {"functions", "errors", "udfs.sql"},
+    "udfs.duckdb_native": {"functions", "ops", "schemes", "codecs", "kernels", "errors", "version", "udfs.sql"},
     "udfs.pyarrow": {"functions", "errors", "layout"},
     "udfs.python": {"arguments", "functions", "errors", "schemes", "layout", "tensors"},
     "polars": {"udfs.polars"},
-    "duckdb": {"udfs.duckdb"},
+    "duckdb": {"udfs.duckdb", "udfs.duckdb_native"},
     "layers": LEFT_OF_WRAPPER,
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
@@ -85,7 +87,10 @@ THIRD_PARTY = {
     "codecs": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite"},
     "udfs.polars": {"polars", "pyarrow"},
+    "udfs.sql": {"pyarrow"},
     "udfs.duckdb": {"duckdb", "pyarrow"},
+    "udfs.duckdb_native": {"llvmlite", "numba", "numpy", "pyarrow"},
+    "duckdb": {"duckdb"},
     "udfs.pyarrow": {"pyarrow"},
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "cli": {"rich", "typer", "pyarrow"},
@@ -96,7 +101,7 @@ THIRD_PARTY = {
 def room_of(module: str) -> str:
     """Return the room of a module's name without the package."""
     parts = module.split(".")
-    for known in (module, parts[0]):
+    for known in (module, ".".join(parts[:2]), parts[0]):
         if known in MAY_IMPORT:
             return known
     message = f"the module {module!r} has no room: add it to the table"

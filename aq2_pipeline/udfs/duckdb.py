@@ -30,7 +30,9 @@ def _udf(function: Function) -> Callable[..., pa.Array]:
 
     def udf(*columns: pa.ChunkedArray) -> pa.Array:
         check_count(function, len(columns))
-        return call(function, [column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in columns])
+        return call(
+            function, [column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in columns]
+        )
 
     udf.__name__ = function.sql_name
     return udf
@@ -67,7 +69,7 @@ def _holders(con: duckdb.DuckDBPyConnection) -> dict[str, set[str]]:
             rows = cursor.execute(_HOLDERS).fetchall()
     for name, result, holder in rows:
         if name in _UDFS:
-            same = result.replace('"', "") == _UDFS[name][1]
+            same = (result or "").replace('"', "") == _UDFS[name][1]
             found[holder if same else "foreign"].add(name)
     return found
 

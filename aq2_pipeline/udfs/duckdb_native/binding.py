@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_void_p
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from aq2_pipeline.udfs.sql import check_count, refuse_wide
 if TYPE_CHECKING:
     from aq2_pipeline.functions import Argument, Function
 
-__all__ = ["BIND", "COPY", "bind_of", "copy_of"]
+__all__ = ["BIND", "COPY", "bind_of"]
 
 #: `void (duckdb_bind_info)`
 BIND = ctypes.CFUNCTYPE(None, c_void_p)
@@ -43,7 +43,7 @@ class _Arguments:
         self.kinds = [api.expression_return_type(expression) for expression in self.expressions]
         self.types = [vectors.type_of(api, kind) for kind in self.kinds]
 
-    def __enter__(self) -> _Arguments:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,14 +124,16 @@ def bind_of(function: Function, record: Any) -> Any:
             call = _bind(function, api, info)
             plans.speed_up(function, record, call)
             api.scalar_function_set_bind_data(info, call, None)
-            api.scalar_function_set_bind_data_copy(info, ctypes.cast(copy_of, c_void_p))
+            api.scalar_function_set_bind_data_copy(info, ctypes.cast(_COPY, c_void_p))
         except BaseException as error:  # noqa: BLE001
             api.scalar_function_bind_set_error(info, told(function, error))
 
     return BIND(bind)
 
 
-@COPY
-def copy_of(address: int) -> int:
+def _same(address: int) -> int:
     """Copy what a call was bound to: it lives for ever and never changes, so it is its own copy."""
     return address
+
+
+_COPY = COPY(_same)

@@ -171,4 +171,3 @@ def take_text(api: Any, address: int | None) -> str:
     text = ctypes.string_at(address).decode(errors="replace")
     api.free(address)
     return text
-

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels._jit import part
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.memory import (
     bytes_at,
@@ -60,7 +60,7 @@ _N_FIELDS = 6
 _LARGEST = 1 << 48
 
 
-@helper
+@part
 def stored_scheme(state: Any, data: Any, i: Any) -> Any:
     """Return the number of the scheme that a row names by its stored name; -1 for any other text."""
     address, size = text_address(data, i), text_size(data, i)
@@ -76,7 +76,7 @@ def stored_scheme(state: Any, data: Any, i: Any) -> Any:
     return scheme
 
 
-@helper
+@part
 def read_row(vector: Any, n: Any, i: Any, rows: Any) -> Any:
     """Fill in the lengths and the data of a row; 0, or 1 to decline."""
     for k in range(_N_FIELDS):
@@ -96,7 +96,7 @@ def read_row(vector: Any, n: Any, i: Any, rows: Any) -> Any:
     return 0
 
 
-@helper
+@part
 def read_quantized(state: Any, vector: Any, n: Any, rows: Any) -> Any:
     """Fill in what decoding needs to know of each row; 0, or something else to decline."""
     mask, names = vector_validity(vector), vector_data(struct_child(vector, 0))
@@ -117,7 +117,7 @@ def read_quantized(state: Any, vector: Any, n: Any, rows: Any) -> Any:
     return read_sizes(state, n, rows)
 
 
-@helper
+@part
 def list_of(vector: Any, i: Any, expected: Any, low: Any, high: Any) -> Any:
     """Return where the floats of a row begin, if they are as many as expected and in a range; else -1."""
     entries, size = ints_at(vector_data(vector), 2 * (i + 1)), list_size(vector)
@@ -135,7 +135,7 @@ def list_of(vector: Any, i: Any, expected: Any, low: Any, high: Any) -> Any:
     return address + 4 * start
 
 
-@helper
+@part
 def decode_row(state: Any, vector: Any, n: Any, i: Any, rows: Any, target: Any) -> Any:
     """Decode a row; 0, or 1 to decline."""
     scheme = ints_at(state[tables.SCHEMES] + 8 * N_SCHEME * rows[R_SCHEME * n + i], N_SCHEME)
@@ -159,7 +159,7 @@ def decode_row(state: Any, vector: Any, n: Any, i: Any, rows: Any, target: Any) 
     return 1 if status >= 0 else 0
 
 
-@helper
+@part
 def decode_chunk(state: Any, vector: Any, result: Any, n: Any, rows: Any) -> Any:
     """Decode a chunk into a FLOAT[] vector, where the values belong; 0, or something else to decline."""
     if read_quantized(state, vector, n, rows) != 0:

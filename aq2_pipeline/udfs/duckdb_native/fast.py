@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from aq2_pipeline.kernels._jit import callback, helper
+from aq2_pipeline.kernels._jit import callback, part
 from aq2_pipeline.kernels.bits import keep_subnormals, restore_subnormals
 from aq2_pipeline.kernels.moments import N_ERROR_SUMS, N_LANES, flush_lanes
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.bodies import BODY
 from aq2_pipeline.udfs.duckdb_native.decoding import decode_chunk
-from aq2_pipeline.udfs.duckdb_native.writing import room, set_null
 from aq2_pipeline.udfs.duckdb_native.memory import (
     allocate,
     assign_string,
@@ -53,11 +52,12 @@ from aq2_pipeline.udfs.duckdb_native.tables import (
     S_NAME_SIZE,
     S_PARAMS,
 )
+from aq2_pipeline.udfs.duckdb_native.writing import room, set_null
 
 _QUANTIZE, _ERROR = 0, 2
 
 
-@helper
+@part
 def set_null_quantized(result: Any, i: Any) -> None:
     """Make a struct row NULL, and every child: DuckDB copies the children of a NULL row, too."""
     set_null(result, i)
@@ -65,7 +65,7 @@ def set_null_quantized(result: Any, i: Any) -> None:
         set_null(struct_child(result, k), i)
 
 
-@helper
+@part
 def totals(n: Any, rows: Any) -> Any:
     """Return the scales and zero points of all rows, and the most data of one."""
     n_scales, n_zeros, most = np.int64(0), np.int64(0), np.int64(0)
@@ -77,7 +77,7 @@ def totals(n: Any, rows: Any) -> Any:
     return n_scales, n_zeros, most
 
 
-@helper
+@part
 def write_name(vector: Any, i: Any, scheme: Any, before: Any) -> None:
     """Write a scheme's name; where a row before has the same, its 16 bytes are that string."""
     if before >= 0:
@@ -87,7 +87,7 @@ def write_name(vector: Any, i: Any, scheme: Any, before: Any) -> None:
         assign_string(vector, i, scheme[S_NAME], scheme[S_NAME_SIZE])
 
 
-@helper
+@part
 def encode_rows(state: Any, n: Any, rows: Any, result: Any, scratch: Any) -> Any:
     """Encode the rows into the result; 0, or 1 to decline."""
     names, data_vector = struct_child(result, 0), struct_child(result, 3)
@@ -130,7 +130,7 @@ def encode_rows(state: Any, n: Any, rows: Any, result: Any, scratch: Any) -> Any
     return 0
 
 
-@helper
+@part
 def quantize_chunk(state: Any, bound: Any, chunk: Any, result: Any, n: Any, space: Any) -> Any:
     """Quantize a chunk; 0, or something else to decline."""
     rows, shape = ints_out_at(space, N_ROW * n), ints_out_at(space + 8 * N_ROW * n, MOST_AXES)
@@ -147,7 +147,7 @@ def quantize_chunk(state: Any, bound: Any, chunk: Any, result: Any, n: Any, spac
     return status
 
 
-@helper
+@part
 def sum_errors(n: Any, state: Any, rows: Any, lanes: Any, sums: Any) -> Any:
     """Sum the errors of each row; 0, or 1 to decline."""
     nothing = floats_at(0, 0)
@@ -174,7 +174,7 @@ def sum_errors(n: Any, state: Any, rows: Any, lanes: Any, sums: Any) -> Any:
     return 0
 
 
-@helper
+@part
 def error_chunk(record: Any, bound: Any, chunk: Any, result: Any, n: Any, space: Any) -> Any:
     """Sum the errors of a chunk, and let Python make the figures: NumPy's logarithm is not everybody's; 0 is good."""
     state = ints_at(record[tables.STATE], tables.N_STATE)
@@ -188,7 +188,7 @@ def error_chunk(record: Any, bound: Any, chunk: Any, result: Any, n: Any, space:
     return call_c(record[tables.FINISH], result, space, n)
 
 
-@helper
+@part
 def runs_fast(given: Any) -> Any:
     """Whether a call was bound to what the fast bodies read."""
     return given != 0 and ints_at(given, tables.N_BOUND)[tables.B_FAST] != 0

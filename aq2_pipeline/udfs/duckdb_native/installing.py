@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from ctypes import POINTER, c_bool, c_char_p, c_int32, c_uint64, c_void_p
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -103,7 +104,10 @@ class _Native:
         """Add the function to a database; it has no parameters but ANY varargs, which is what `path` knows it by."""
         made = c_void_p(api.create_scalar_function())
         api.scalar_function_set_name(made, self.function.sql_name.encode())
-        anything, result = c_void_p(api.create_logical_type(TypeId.ANY)), c_void_p(_logical_type(api, self.function.result))
+        anything, result = (
+            c_void_p(api.create_logical_type(TypeId.ANY)),
+            c_void_p(_logical_type(api, self.function.result)),
+        )
         api.scalar_function_set_varargs(made, anything)
         api.scalar_function_set_return_type(made, result)
         api.scalar_function_set_special_handling(made)  # NULLs are ours
@@ -150,7 +154,7 @@ def _works_in_a_child() -> bool:
     """Try the registration where it can do no harm: a failed one would break every later connect of this process."""
     package = importlib.import_module("aq2_pipeline").__path__[0]
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; sys.path.insert(0, {os.path.dirname(package)!r})\n"
+        f"import sys; sys.path[:] = {sys.path!r}; sys.path.insert(0, {str(Path(package).parent)!r})\n"
         "from aq2_pipeline.udfs.duckdb_native import installing\n"
         "import duckdb\n"
         "installing.install()\n"
@@ -160,7 +164,9 @@ def _works_in_a_child() -> bool:
     )
     environment = os.environ | {SWITCH: "1"}
     try:
-        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=120, env=environment)
+        done = subprocess.run(  # noqa: S603 - our own words
+            [sys.executable, "-c", code], check=False, capture_output=True, timeout=120, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return False
     return done.returncode == 0

@@ -146,7 +146,7 @@ def integer_at(_typing: Any, _address: Any, _n_bytes: Any) -> Any:
             kind = ir.IntType(8 * size)
             with builder.if_then(builder.icmp_signed("==", args[1], ir.Constant(word, size))):
                 value = builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=1)
-                builder.store(builder.sext(value, word) if size < 8 else value, slot)
+                builder.store(builder.sext(value, word) if kind != word else value, slot)
         return builder.load(slot)
 
     return _I(_I, _I), emit

@@ -7,6 +7,7 @@ are full the general body works instead.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -16,7 +17,6 @@ import numpy as np
 
 from aq2_pipeline import schemes
 from aq2_pipeline.codecs import Sizes
-from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.ops import error_figures
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.capi import TypeId
@@ -45,7 +45,7 @@ _WIDTHS = {
     TypeId.USMALLINT: -2,
     TypeId.UINTEGER: -4,
 }
-_SHAPES = {(TypeId.LIST, (kind,)): _WIDTHS[kind] for kind in (TypeId.INTEGER, TypeId.BIGINT)}
+_SHAPES: dict[Any, int] = {(TypeId.LIST, (kind,)): _WIDTHS[kind] for kind in (TypeId.INTEGER, TypeId.BIGINT)}
 #: The struct that `quantize` gives, field by field.
 _TEXT, _INTEGER, _BLOB, _FLOATS = (TypeId.VARCHAR,), (TypeId.BIGINT,), (TypeId.BLOB,), (TypeId.LIST, (TypeId.FLOAT,))
 _QUANTIZED = (
@@ -69,6 +69,10 @@ _FIELDS = tuple(_KERNELS)
 _SIZED = (tables.R_LENGTH, tables.R_DATA, tables.R_SCALES, tables.R_ZEROS)
 
 
+def _pointer(callback: Any) -> int:
+    return int(ctypes.cast(callback, ctypes.c_void_p).value or 0)
+
+
 class Plans:
     """The tables of this process."""
 
@@ -77,7 +81,7 @@ class Plans:
         self.schemes = np.zeros((tables.MOST_SCHEMES, tables.N_SCHEME), np.int64)
         self.names = np.zeros((tables.MOST_NAMES, tables.N_NAME), np.int64)
         self.sizes = np.zeros((tables.MOST_SIZES, tables.N_SIZE_ROW), np.int64)
-        self.widths = np.full(16, tables.UNKNOWN, np.int64)
+        self.widths = np.full(tables.MOST_WIDTHS, tables.UNKNOWN, np.int64)
         self.state = np.zeros(tables.N_STATE, np.int64)
         self.known: list[Scheme] = []
         self.numbers: dict[Scheme, int] = {}
@@ -89,8 +93,8 @@ class Plans:
         self.state[tables.NAMES] = self.names.ctypes.data
         self.state[tables.SIZES] = self.sizes.ctypes.data
         self.state[tables.WIDTHS] = self.widths.ctypes.data
-        self.state[tables.RESOLVE] = ctypes.cast(resolve, ctypes.c_void_p).value
-        self.state[tables.SETTLE] = ctypes.cast(settle, ctypes.c_void_p).value
+        self.state[tables.RESOLVE] = _pointer(resolve)
+        self.state[tables.SETTLE] = _pointer(settle)
         schemes.on_change(self._forget)
 
     def _forget(self) -> None:
@@ -126,7 +130,7 @@ class Plans:
         row[tables.S_EPOCH] = self.state[tables.EPOCH]
         row[tables.S_PARAMS], row[tables.S_N_PARAMS] = params.ctypes.data, params.size
         row[tables.S_NAME], row[tables.S_NAME_SIZE] = text.ctypes.data, text.size
-        row[tables.S_GROUP], row[tables.S_TOP] = scheme.group, 2**scheme.bit_width - 1
+        row[tables.S_GROUP], row[tables.S_TOP] = scheme.group, 2 ** min(scheme.bit_width, 53) - 1
         row[tables.S_LISTS] = scheme.input_dtype is None
         row[tables.S_BLOBS] = scheme.input_dtype in (None, "f32")
         self.known.append(scheme)
@@ -235,14 +239,13 @@ def bound(function: Function, kinds: tuple[Any, ...], scheme: str | None) -> int
         record = np.zeros(tables.N_BOUND, np.int64)
         try:
             _describe(record, function.name, kinds, scheme)
-        except SchemeError:
-            record[tables.B_FAST] = 0  # the families have changed meanwhile: the general body tells it
+        except Exception:  # noqa: BLE001 - a scheme that is gone, a codec that does not compile: the general body tells it
+            record[tables.B_FAST] = 0
         plans.calls.setdefault(key, record)
     return int(plans.calls[key].ctypes.data)
 
 
-@CALLBACK
-def finish_errors(result: int, address: int, n: int) -> int:
+def _finish_errors(result: int, address: int, n: int) -> int:
     """Make the figures of `quantization_error` from the sums of a chunk, by the code of every engine; 0 is good."""
     from aq2_pipeline.kernels.moments import N_ERROR_SUMS  # noqa: PLC0415 - it loads Numba
 
@@ -258,11 +261,14 @@ def finish_errors(result: int, address: int, n: int) -> int:
     return 0
 
 
+_FINISH_ERRORS = CALLBACK(_finish_errors)
+
+
 def record_of(general: Any) -> Ints:
     """Return a record for a function that has its general body only, so far."""
     record = np.zeros(tables.N_RECORD, np.int64)
-    record[tables.FINISH] = ctypes.cast(finish_errors, ctypes.c_void_p).value
-    record[tables.GENERAL] = ctypes.cast(general, ctypes.c_void_p).value
+    record[tables.FINISH] = _pointer(_FINISH_ERRORS)
+    record[tables.GENERAL] = _pointer(general)
     record[tables.STATE] = plans.state.ctypes.data
     return record
 
@@ -274,4 +280,5 @@ def speed_up(function: Function, record: Ints, call: int) -> None:
 
         body = getattr(fast, function.name, None)
         if body is not None:
-            record[tables.FAST] = body.address()
+            with contextlib.suppress(Exception):  # what does not compile is not needed: there is the general body
+                record[tables.FAST] = body.address()

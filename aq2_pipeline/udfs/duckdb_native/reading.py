@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels._jit import part
 from aq2_pipeline.schemes import matrix_row
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.memory import (
@@ -58,16 +58,18 @@ from aq2_pipeline.udfs.duckdb_native.tables import (
 #: `string_t`: 16 bytes; a text of up to 12 is held in it, a longer one's address begins at byte 8.
 STRING_SIZE, _INLINE = 16, 12
 
-_row_length = helper(matrix_row)
+_LARGEST = 0x7FFFFFFF
+
+_row_length = part(matrix_row)
 
 
-@helper
+@part
 def is_valid(mask: Any, i: Any) -> Any:
     """Whether a row is not NULL; a mask of 0 has no NULLs."""
     return mask == 0 or (ints_at(mask, (i >> 6) + 1)[i >> 6] >> (i & 63)) & 1 != 0
 
 
-@helper
+@part
 def all_valid(mask: Any, start: Any, stop: Any) -> Any:
     """Whether none of a range of rows is NULL."""
     if mask != 0:
@@ -77,20 +79,20 @@ def all_valid(mask: Any, start: Any, stop: Any) -> Any:
     return True
 
 
-@helper
+@part
 def text_size(data: Any, i: Any) -> Any:
     """Return the size of a string or blob."""
     return integer_at(data + STRING_SIZE * i, 4) & 0xFFFFFFFF
 
 
-@helper
+@part
 def text_address(data: Any, i: Any) -> Any:
     """Return where the bytes of a string or blob are."""
     at = data + STRING_SIZE * i
     return at + 4 if text_size(data, i) <= _INLINE else integer_at(at + 8, 8)
 
 
-@helper
+@part
 def read_lists(vector: Any, n: Any, rows: Any) -> Any:
     """Fill in where the rows of a FLOAT[] vector lie; 0, or 1 to decline."""
     mask, entries = vector_validity(vector), ints_at(vector_data(vector), 2 * n)
@@ -110,7 +112,7 @@ def read_lists(vector: Any, n: Any, rows: Any) -> Any:
     return data & 3
 
 
-@helper
+@part
 def read_arrays(vector: Any, width: Any, n: Any, rows: Any) -> Any:
     """Fill in where the rows of a FLOAT[width] vector lie."""
     mask, child = vector_validity(vector), array_child(vector)
@@ -126,7 +128,7 @@ def read_arrays(vector: Any, width: Any, n: Any, rows: Any) -> Any:
     return data & 3
 
 
-@helper
+@part
 def read_blobs(vector: Any, n: Any, rows: Any) -> Any:
     """Fill in where the rows of a BLOB vector of float32 lie."""
     mask, data = vector_validity(vector), vector_data(vector)
@@ -142,7 +144,7 @@ def read_blobs(vector: Any, n: Any, rows: Any) -> Any:
     return 0
 
 
-@helper
+@part
 def read_weights(bound: Any, vector: Any, n: Any, rows: Any) -> Any:
     """Fill in where the rows lie; 0, or something else to decline."""
     if bound[B_WEIGHTS] == LISTS:
@@ -152,7 +154,7 @@ def read_weights(bound: Any, vector: Any, n: Any, rows: Any) -> Any:
     return read_blobs(vector, n, rows)
 
 
-@helper
+@part
 def scheme_of_text(state: Any, text: Any, kernel: Any, function: Any) -> Any:
     """Return the number of the scheme of a name; -1 where there is none."""
     found = find_name(state, text)
@@ -163,18 +165,18 @@ def scheme_of_text(state: Any, text: Any, kernel: Any, function: Any) -> Any:
     return call_c(state[tables.RESOLVE], address_of(text), text.size, function)
 
 
-@helper
+@part
 def scheme_of_bits(state: Any, bits: Any, kernel: Any, function: Any) -> Any:
     """Return the number of the scheme of a width; -1 where there is none."""
-    if bits < 2 or bits > 8:
+    if bits < 0 or bits >= tables.MOST_WIDTHS:
         return -1
-    scheme = ints_at(state[tables.WIDTHS], 16)[bits]
+    scheme = ints_at(state[tables.WIDTHS], tables.MOST_WIDTHS)[bits]
     if scheme >= 0 and of_scheme(state, scheme, kernel) != 0:
         return scheme
     return call_c(state[tables.RESOLVE], 0, bits, function)
 
 
-@helper
+@part
 def read_schemes(state: Any, bound: Any, vector: Any, n: Any, rows: Any, kernel: Any, function: Any) -> Any:
     """Fill in the scheme of each row; 0, or 1 to decline."""
     mask, data = vector_validity(vector), vector_data(vector)
@@ -209,20 +211,20 @@ def read_schemes(state: Any, bound: Any, vector: Any, n: Any, rows: Any, kernel:
     return 0
 
 
-@helper
+@part
 def shape_of(address: Any, size: Any, rank: Any, length: Any, shape: Any) -> Any:
     """Read a shape; 0 where its product is the row's length, else 1."""
     product = np.int64(1)
     for k in range(rank):
         axis = integer_at(address + size * k, size)
-        if axis < 0 or axis > 0x7FFFFFFF or (product > 0x7FFFFFFF):
+        if axis < 0 or axis > _LARGEST or product > _LARGEST:  # no product overflows
             return 1
         shape[k] = axis
         product *= axis
     return 0 if product == length else 1
 
 
-@helper
+@part
 def read_shapes(state: Any, bound: Any, vector: Any, n: Any, rows: Any, shape: Any) -> Any:
     """Fill in the length of each row's matrix rows; 0, or 1 to decline."""
     mask, entries = vector_validity(vector), ints_at(vector_data(vector), 2 * n)
@@ -243,7 +245,7 @@ def read_shapes(state: Any, bound: Any, vector: Any, n: Any, rows: Any, shape: A
     return 0
 
 
-@helper
+@part
 def read_sizes(state: Any, n: Any, rows: Any) -> Any:
     """Fill in what each row takes: from the row before, the table, or a callback for the chunk; 0, or 1 to decline."""
     missing = False
@@ -271,7 +273,7 @@ def read_sizes(state: Any, n: Any, rows: Any) -> Any:
     return 0
 
 
-@helper
+@part
 def read_chunk(state: Any, bound: Any, chunk: Any, n: Any, rows: Any, shape: Any, kernel: Any, function: Any) -> Any:
     """Fill in all that encoding a chunk needs; 0, or something else to decline."""
     if read_weights(bound, chunk_vector(chunk, 0), n, rows) != 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels._jit import part
 from aq2_pipeline.udfs.duckdb_native.memory import bytes_at, ints_at, load_published
 
 #: The record of a function: its two bodies, the state below, and its own callback for a chunk's results.
@@ -20,7 +20,9 @@ EPOCH, SCHEMES, NAMES, SIZES, WIDTHS, RESOLVE, SETTLE = range(7)
 N_STATE = 7
 
 #: A scheme.
-S_EPOCH, S_ENCODE, S_DECODE, S_ERROR, S_PARAMS, S_N_PARAMS, S_NAME, S_NAME_SIZE, S_GROUP, S_TOP, S_LISTS, S_BLOBS = range(12)
+S_EPOCH, S_ENCODE, S_DECODE, S_ERROR, S_PARAMS, S_N_PARAMS, S_NAME, S_NAME_SIZE, S_GROUP, S_TOP, S_LISTS, S_BLOBS = (
+    range(12)
+)
 N_SCHEME = 12
 MOST_SCHEMES = 4096
 
@@ -33,6 +35,9 @@ MOST_NAMES = 4096
 Z_PUBLISHED, Z_SCHEME, Z_LENGTH, Z_ROW_LENGTH, Z_DATA, Z_SCALES, Z_ZEROS = range(7)
 N_SIZE_ROW = 8
 MOST_SIZES = 4096
+
+#: Widths that may stand for schemes.
+MOST_WIDTHS = 16
 
 #: Slots that a look-up tries.
 PROBES = 8
@@ -53,7 +58,7 @@ MOST_AXES = 16
 NULL_ROW, UNKNOWN = -1, -1
 
 
-@helper
+@part
 def hash_of(text: Any) -> Any:
     """Return FNV-1a over bytes, made non-negative."""
     found = -3750763034362895579
@@ -62,7 +67,7 @@ def hash_of(text: Any) -> Any:
     return found & 0x7FFFFFFFFFFFFFFF
 
 
-@helper
+@part
 def hash_of_sizes(scheme: Any, length: Any, row_length: Any) -> Any:
     """Return a hash of what sizes depend on, made non-negative."""
     found = (scheme * 31 + length) * -7046029254386353131 + row_length
@@ -70,13 +75,13 @@ def hash_of_sizes(scheme: Any, length: Any, row_length: Any) -> Any:
     return (found ^ (found >> 32)) & 0x7FFFFFFFFFFFFFFF
 
 
-@helper
+@part
 def of_scheme(state: Any, scheme: Any, field: Any) -> Any:
     """Return a field of a scheme."""
     return ints_at(state[SCHEMES] + 8 * N_SCHEME * scheme, N_SCHEME)[field]
 
 
-@helper
+@part
 def find_name(state: Any, text: Any) -> Any:
     """Return the address of the row of a name, or 0."""
     table, code = state[NAMES], hash_of(text)
@@ -89,13 +94,12 @@ def find_name(state: Any, text: Any) -> Any:
             known, same = bytes_at(row[N_TEXT], text.size), True
             for k in range(text.size):
                 same = same and known[k] == text[k]
-            if same:
-                if of_scheme(state, row[N_ID], S_EPOCH) == state[EPOCH]:  # else the families have changed since
-                    return address
+            if same and of_scheme(state, row[N_ID], S_EPOCH) == state[EPOCH]:  # else the families have changed since
+                return address
     return 0
 
 
-@helper
+@part
 def find_sizes(state: Any, scheme: Any, length: Any, row_length: Any) -> Any:
     """Return the address of the row of sizes, or 0."""
     table, code = state[SIZES], hash_of_sizes(scheme, length, row_length)

@@ -53,7 +53,11 @@ def _options(lossless: bool) -> c_void_p:  # noqa: FBT001
     """
     api = capi.load()
     config, database, connection, options = c_void_p(), c_void_p(), c_void_p(), c_void_p()
-    settings = {"threads": "1", "arrow_lossless_conversion": str(lossless).lower(), "produce_arrow_string_view": "false"}
+    settings = {
+        "threads": "1",
+        "arrow_lossless_conversion": str(lossless).lower(),
+        "produce_arrow_string_view": "false",
+    }
     api.create_config(ctypes.byref(config))
     for name, value in settings.items():
         api.set_config(config, name.encode(), value.encode())

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels._jit import part
 from aq2_pipeline.udfs.duckdb_native.memory import (
     ints_out_at,
     reserve_list,
@@ -16,7 +16,7 @@ from aq2_pipeline.udfs.duckdb_native.memory import (
 )
 
 
-@helper
+@part
 def set_null(vector: Any, i: Any) -> None:
     """Make a row NULL."""
     writable_validity(vector)
@@ -24,7 +24,7 @@ def set_null(vector: Any, i: Any) -> None:
     mask[i >> 6] &= ~(np.int64(1) << (i & 63))
 
 
-@helper
+@part
 def room(vector: Any, n: Any) -> Any:
     """Make room for n elements in a list's child; 0 is good."""
     return reserve_list(vector, n) | resize_list(vector, n)
