@@ -78,7 +78,6 @@ def enable() -> bool:
     reason = installing.missing()
     if reason is None:
         installing.enable()
-        reason = installing.missing()
     elif reason.startswith(installing.SWITCH):
         return False
     if reason is not None:

@@ -11,13 +11,14 @@ import pyarrow as pa
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.functions import check_constant
-from aq2_pipeline.udfs.duckdb_native import capi, plans, vectors
+from aq2_pipeline.udfs.duckdb_native import capi, vectors
 from aq2_pipeline.udfs.duckdb_native.capi import TypeId
 from aq2_pipeline.udfs.duckdb_native.general import told
 from aq2_pipeline.udfs.sql import check_count, refuse_wide
 
 if TYPE_CHECKING:
     from aq2_pipeline.functions import Argument, Function
+    from aq2_pipeline.udfs.duckdb_native.plans import Plans
 
 __all__ = ["BIND", "COPY", "bind_of"]
 
@@ -97,7 +98,7 @@ def _looked_at(argument: Argument) -> bool:
     return argument.kind in _CHECKED or argument.name == "mode"
 
 
-def _bind(function: Function, api: Any, info: int) -> int:
+def _bind(function: Function, plans: Plans, api: Any, info: int) -> int:
     """Check a call; return the address of what its bodies are told."""
     with _Arguments(api, info) as given:
         check_count(function, len(given.kinds))
@@ -115,16 +116,16 @@ def _bind(function: Function, api: Any, info: int) -> int:
         return plans.bound(function, tuple(given.types), scheme)
 
 
-def bind_of(function: Function, record: Any) -> Any:
+def bind_of(function: Function, plans: Plans, record: Any) -> Any:
     """Return the bind callback of a function, as a C function; like a body, it lets no exception out."""
-    api = capi.load()
+    api, copy = capi.load(), COPY(_same)
 
     def bind(info: int) -> None:
         try:
-            call = _bind(function, api, info)
+            call = _bind(function, plans, api, info)
             plans.speed_up(function, record, call)
             api.scalar_function_set_bind_data(info, call, None)
-            api.scalar_function_set_bind_data_copy(info, ctypes.cast(_COPY, c_void_p))
+            api.scalar_function_set_bind_data_copy(info, ctypes.cast(copy, c_void_p))
         except BaseException as error:  # noqa: BLE001
             api.scalar_function_bind_set_error(info, told(function, error))
 
@@ -134,6 +135,3 @@ def bind_of(function: Function, record: Any) -> Any:
 def _same(address: int) -> int:
     """Copy what a call was bound to: it lives for ever and never changes, so it is its own copy."""
     return address
-
-
-_COPY = COPY(_same)

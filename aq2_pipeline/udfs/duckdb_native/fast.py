@@ -52,7 +52,7 @@ from aq2_pipeline.udfs.duckdb_native.tables import (
     S_NAME_SIZE,
     S_PARAMS,
 )
-from aq2_pipeline.udfs.duckdb_native.writing import room, set_null
+from aq2_pipeline.udfs.duckdb_native.writing import has_room, room, set_null
 
 _QUANTIZE, _ERROR = 0, 2
 
@@ -67,14 +67,15 @@ def set_null_quantized(result: Any, i: Any) -> None:
 
 @part
 def totals(n: Any, rows: Any) -> Any:
-    """Return the scales and zero points of all rows, and the most data of one."""
-    n_scales, n_zeros, most = np.int64(0), np.int64(0), np.int64(0)
+    """Return the scales, zero points and bytes of data of all rows, and the most data of one."""
+    n_scales, n_zeros, n_bytes, most = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for i in range(n):
         if rows[R_SCHEME * n + i] != NULL_ROW:
             n_scales += rows[R_SCALES * n + i]
             n_zeros += rows[R_ZEROS * n + i]
+            n_bytes += rows[R_DATA * n + i]
             most = max(most, rows[R_DATA * n + i])
-    return n_scales, n_zeros, most
+    return n_scales, n_zeros, n_bytes, most
 
 
 @part
@@ -136,8 +137,12 @@ def quantize_chunk(state: Any, bound: Any, chunk: Any, result: Any, n: Any, spac
     rows, shape = ints_out_at(space, N_ROW * n), ints_out_at(space + 8 * N_ROW * n, MOST_AXES)
     if read_chunk(state, bound, chunk, n, rows, shape, S_ENCODE, _QUANTIZE) != 0:
         return 1
-    n_scales, n_zeros, most = totals(n, rows)
-    if room(struct_child(result, 4), n_scales) != 0 or room(struct_child(result, 5), n_zeros) != 0:
+    n_scales, n_zeros, n_bytes, most = totals(n, rows)
+    if (
+        not has_room(2 * n_bytes)
+        or room(struct_child(result, 4), n_scales) != 0
+        or room(struct_child(result, 5), n_zeros) != 0
+    ):
         return 1
     scratch = allocate(most + 8)
     if scratch == 0:

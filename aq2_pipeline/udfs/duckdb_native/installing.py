@@ -28,6 +28,7 @@ import pyarrow.types as pt
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.udfs.duckdb_native import capi
 from aq2_pipeline.udfs.duckdb_native.capi import TypeId
+from aq2_pipeline.udfs.duckdb_native.plans import Plans
 from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ _NAME = b"aq2_pipeline"
 #: Releases of DuckDB that a registration was tested with; with others a child process tries it first.
 _TESTED = ("2.0.",)
 
-_INSTALLING = threading.Lock()
 _ENTRY = ctypes.CFUNCTYPE(c_bool, c_void_p, POINTER(capi.Access))
 _DESCRIBE = ctypes.CFUNCTYPE(c_int32, POINTER(capi.Descriptor))
 
@@ -56,7 +56,7 @@ class Installed:
     def __init__(self) -> None:
         self.form = _FORM
         self.version = __version__
-        self.everywhere = False
+        self.works = self.everywhere = False
         self.here = threading.local()
         self.keep: list[Any] = []  # callbacks and records: DuckDB calls them as long as the process lives
 
@@ -91,14 +91,15 @@ def _logical_type(api: Any, kind: pa.DataType) -> int:
 class _Native:
     """One function, as DuckDB is given it: its callbacks, and the record that they share."""
 
-    def __init__(self, function: Function) -> None:
-        from aq2_pipeline.udfs.duckdb_native import binding, bodies, general, plans  # noqa: PLC0415 - they load Numba
+    def __init__(self, function: Function, plans: Plans) -> None:
+        from aq2_pipeline.udfs.duckdb_native import binding, bodies, general  # noqa: PLC0415 - they load Numba
 
         self.function = function
         self.general = general.body_of(function)
         self.record = plans.record_of(self.general)
-        self.bind = binding.bind_of(function, self.record)
-        self.body = bodies.choose.address()
+        self.bind = binding.bind_of(function, plans, self.record)
+        self.choose = bodies.choose
+        self.body = self.choose.address()
 
     def register(self, api: Any, connection: c_void_p) -> None:
         """Add the function to a database; it has no parameters but ANY varargs, which is what `path` knows it by."""
@@ -192,38 +193,38 @@ def _mark() -> Any:
 
 
 def missing() -> str | None:
-    """Return why native functions cannot be had in this process; None if they can."""
+    """Install, where that was not done; return why native functions cannot be had, or None if they can."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
-    mark = _mark()
-    if mark is None:
-        return _unfit()
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    if _mark() is None and (reason := _unfit()):
+        return reason
+    try:
+        mark = install()
+    except Exception as error:  # noqa: BLE001 - whatever it is, there are the Arrow functions
+        return f"they cannot be made: {type(error).__name__}: {error}"
     if getattr(mark, "form", None) != _FORM:
         return "another version of aq2_pipeline has installed its own"
-    return None if mark.keep else "DuckDB refused them"
+    return None if mark.works else "DuckDB refused them"
 
 
 def install() -> Any:
     """Install once a process; return what is installed, whichever copy of this package did it."""
-    with _INSTALLING:
+    with vars(importlib.import_module("_duckdb")).setdefault(f"{_MARK}_lock", threading.RLock()):
         mark = _mark()
         if mark is not None:
             return mark
         api, installed = capi.load(), Installed()
-        # Before the registration: a second try after a failed one could do no good.
-        setattr(importlib.import_module("_duckdb"), _MARK, installed)
-        natives = [_Native(function) for function in FUNCTIONS.values()]
+        plans = Plans()
+        natives = [_Native(function, plans) for function in FUNCTIONS.values()]
         entry = _entry_of(installed, natives)
         describe = _describe_of(entry)
-        kept = [natives, entry, describe]
-        _FOR_EVER.append(kept)
-        if not api.register_static_extension(ctypes.cast(describe, c_void_p)):
-            installed.keep.extend(kept)
+        installed.keep += [plans, natives, entry, describe]
+        # Before the registration: a second try after a failed one could do no good.
+        setattr(importlib.import_module("_duckdb"), _MARK, installed)
+        installed.works = not api.register_static_extension(ctypes.cast(describe, c_void_p))
         return installed
-
-
-#: What DuckDB may call even where the mark is lost.
-_FOR_EVER: list[Any] = []
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["Plans", "bound", "plans", "record_of", "speed_up"]
+__all__ = ["Plans"]
 
 #: `int64 (int64, int64, int64)`: what bodies call back; 0 is good.
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -89,6 +89,7 @@ class Plans:
         self.calls: dict[tuple[Any, ...], Ints] = {}
         resolve, settle = CALLBACK(self._resolve), CALLBACK(self._settle)
         self.kept += [resolve, settle]
+        self.finish = CALLBACK(_finish_errors)
         self.state[tables.SCHEMES] = self.schemes.ctypes.data
         self.state[tables.NAMES] = self.names.ctypes.data
         self.state[tables.SIZES] = self.sizes.ctypes.data
@@ -96,6 +97,12 @@ class Plans:
         self.state[tables.RESOLVE] = _pointer(resolve)
         self.state[tables.SETTLE] = _pointer(settle)
         schemes.on_change(self._forget)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        """Take a lock that nobody holds: a thread that is not in this child may have held the other."""
+        self.lock = threading.Lock()
 
     def _forget(self) -> None:
         """Take the numbers of schemes back, because names may mean something else now."""
@@ -113,6 +120,7 @@ class Plans:
             if found < 0 and len(self.known) < tables.MOST_SCHEMES:
                 found = self._add(scheme)
             if found >= 0 and self.schemes[found, field] == 0:
+                self.kept.append(compiled)
                 self.schemes[found, field] = _address(compiled)
             return found
 
@@ -181,22 +189,63 @@ class Plans:
             return -1
         return 0
 
+    def bound(self, function: Function, kinds: tuple[Any, ...], scheme: str | None) -> int:
+        """Return the address of the record of a call as it was bound; equal calls share one."""
+        key = (function.name, kinds, scheme, int(self.state[tables.EPOCH]))
+        if key not in self.calls:
+            record = np.zeros(tables.N_BOUND, np.int64)
+            try:
+                self._describe(record, function.name, kinds, scheme)
+            except Exception:  # noqa: BLE001 - a scheme that is gone, a codec that does not compile:
+                record[tables.B_FAST] = 0  # the general body tells it
+            self.calls.setdefault(key, record)
+        return int(self.calls[key].ctypes.data)
+
+    def record_of(self, general: Any) -> Ints:
+        """Return a record for a function that has its general body only, so far."""
+        record = np.zeros(tables.N_RECORD, np.int64)
+        record[tables.FINISH] = _pointer(self.finish)
+        record[tables.GENERAL] = _pointer(general)
+        record[tables.STATE] = self.state.ctypes.data
+        return record
+
+    def speed_up(self, function: Function, record: Ints, call: int) -> None:
+        """Compile the fast body of a function at the first call that has use for it."""
+        if record[tables.FAST] == 0 and function.name in _KERNELS and self.is_fast(call):
+            from aq2_pipeline.udfs.duckdb_native import fast  # noqa: PLC0415 - it loads Numba
+
+            body = getattr(fast, function.name, None)
+            if body is not None:
+                with contextlib.suppress(Exception):  # what does not compile is not needed: there is the general body
+                    record[tables.FAST] = body.address()
+                self.kept.append(body)
+
+    def _describe(self, record: Ints, function: str, kinds: tuple[Any, ...], scheme: str | None) -> None:
+        """Fill in what a fast body has to know of a call; it stays out of the others."""
+        if function == "dequantize":
+            record[tables.B_FAST] = kinds[0] == _QUANTIZED
+            return
+        if function not in _KERNELS:
+            return
+        record[tables.B_WEIGHTS], record[tables.B_WIDTH] = _weights(kinds[0])
+        if scheme is not None:
+            record[tables.B_SCHEME] = tables.CONSTANT
+            record[tables.B_SCHEME_ID] = self.number(schemes.parse(scheme), function)
+        else:
+            record[tables.B_SCHEME] = tables.TEXTS if kinds[1] == _TEXT else _WIDTHS.get(kinds[1][0], 0)
+        shape = kinds[2] if len(kinds) > 2 else (TypeId.SQLNULL,)  # noqa: PLR2004 - the third argument
+        no_shape = shape == (TypeId.SQLNULL,)
+        record[tables.B_SHAPE] = tables.NO_SHAPE if no_shape else _SHAPES.get(shape, 0)
+        plain = no_shape or shape in _SHAPES
+        plain &= all(kind == (TypeId.SQLNULL,) for kind in kinds[3:])
+        plain &= record[tables.B_WEIGHTS] != 0 and record[tables.B_SCHEME] != 0 and record[tables.B_SCHEME_ID] >= 0
+        record[tables.B_FAST] = plain
+
 
 def _address(compiled: Any) -> int:
     """Return where a codec's compiled kernel is."""
     (found,) = compiled.overloads.values()
     return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
-
-
-plans = Plans()
-
-
-def _renew_lock() -> None:
-    plans.lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _weights(kind: tuple[Any, ...]) -> tuple[int, int]:
@@ -208,41 +257,6 @@ def _weights(kind: tuple[Any, ...]) -> tuple[int, int]:
     if kind[0] == TypeId.ARRAY and kind[1] == (TypeId.FLOAT,):
         return tables.ARRAYS, kind[2]
     return 0, 0
-
-
-def _describe(record: Ints, function: str, kinds: tuple[Any, ...], scheme: str | None) -> None:
-    """Fill in what a fast body has to know of a call; it stays out of the others."""
-    if function == "dequantize":
-        record[tables.B_FAST] = kinds[0] == _QUANTIZED
-        return
-    if function not in _KERNELS:
-        return
-    record[tables.B_WEIGHTS], record[tables.B_WIDTH] = _weights(kinds[0])
-    if scheme is not None:
-        record[tables.B_SCHEME] = tables.CONSTANT
-        record[tables.B_SCHEME_ID] = plans.number(schemes.parse(scheme), function)
-    else:
-        record[tables.B_SCHEME] = tables.TEXTS if kinds[1] == _TEXT else _WIDTHS.get(kinds[1][0], 0)
-    shape = kinds[2] if len(kinds) > 2 else (TypeId.SQLNULL,)  # noqa: PLR2004 - the third argument
-    no_shape = shape == (TypeId.SQLNULL,)
-    record[tables.B_SHAPE] = tables.NO_SHAPE if no_shape else _SHAPES.get(shape, 0)
-    plain = no_shape or shape in _SHAPES
-    plain &= all(kind == (TypeId.SQLNULL,) for kind in kinds[3:])
-    plain &= record[tables.B_WEIGHTS] != 0 and record[tables.B_SCHEME] != 0 and record[tables.B_SCHEME_ID] >= 0
-    record[tables.B_FAST] = plain
-
-
-def bound(function: Function, kinds: tuple[Any, ...], scheme: str | None) -> int:
-    """Return the address of the record of a call as it was bound; equal calls share one."""
-    key = (function.name, kinds, scheme, int(plans.state[tables.EPOCH]))
-    if key not in plans.calls:
-        record = np.zeros(tables.N_BOUND, np.int64)
-        try:
-            _describe(record, function.name, kinds, scheme)
-        except Exception:  # noqa: BLE001 - a scheme that is gone, a codec that does not compile: the general body tells it
-            record[tables.B_FAST] = 0
-        plans.calls.setdefault(key, record)
-    return int(plans.calls[key].ctypes.data)
 
 
 def _finish_errors(result: int, address: int, n: int) -> int:
@@ -259,26 +273,3 @@ def _finish_errors(result: int, address: int, n: int) -> int:
     except BaseException:  # noqa: BLE001 - the general body meets it again, and tells it
         return -1
     return 0
-
-
-_FINISH_ERRORS = CALLBACK(_finish_errors)
-
-
-def record_of(general: Any) -> Ints:
-    """Return a record for a function that has its general body only, so far."""
-    record = np.zeros(tables.N_RECORD, np.int64)
-    record[tables.FINISH] = _pointer(_FINISH_ERRORS)
-    record[tables.GENERAL] = _pointer(general)
-    record[tables.STATE] = plans.state.ctypes.data
-    return record
-
-
-def speed_up(function: Function, record: Ints, call: int) -> None:
-    """Compile the fast body of a function at the first call that has use for it."""
-    if record[tables.FAST] == 0 and function.name in _KERNELS and plans.is_fast(call):
-        from aq2_pipeline.udfs.duckdb_native import fast  # noqa: PLC0415 - it loads Numba
-
-        body = getattr(fast, function.name, None)
-        if body is not None:
-            with contextlib.suppress(Exception):  # what does not compile is not needed: there is the general body
-                record[tables.FAST] = body.address()

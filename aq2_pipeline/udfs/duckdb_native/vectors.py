@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from ctypes import c_void_p
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["arrow_types", "read", "type_of", "validity", "write"]
 
+#: As in `writing`.
+_MOST_FLOATS, _SPARE = 1 << 33, 1 << 16
+
 
 class _CStruct(ctypes.Structure):
     """Room for an ArrowSchema (72 bytes) or an ArrowArray (80)."""
 
     _fields_ = (("words", ctypes.c_uint64 * 10),)
-
-
-_CONVERTING = threading.Lock()
 
 
 @functools.cache
@@ -122,8 +121,7 @@ def arrow_types(kinds: Sequence[int]) -> list[pa.DataType]:
     names = (ctypes.c_char_p * max(n, 1))(*(f"column{k}".encode() for k in range(n)))
     lossless = any(_holds(type_of(api, kind), TypeId.BIT) for kind in kinds)
     handles = (c_void_p * max(n, 1))(*kinds)
-    with _CONVERTING:
-        _raise(api, api.to_arrow_schema(_options(lossless), handles, names, n, ctypes.byref(schema)))
+    _raise(api, api.to_arrow_schema(_options(lossless), handles, names, n, ctypes.byref(schema)))
     return [field.type for field in pa.Schema._import_from_c(ctypes.addressof(schema))]  # noqa: SLF001
 
 
@@ -264,7 +262,9 @@ def write(vector: int, column: pa.Array, parent: Array | None = None) -> None:
     if n == 0:
         return
     if pt.is_large_binary(kind) or pt.is_large_string(kind):
-        _write_strings(vector, numbers(buffers[1].address, np.int64, n + 1), buffers[2], valid)
+        offsets = numbers(buffers[1].address, np.int64, n + 1)
+        _check_room(api, 2 * int(offsets[-1] - offsets[0]))
+        _write_strings(vector, offsets, buffers[2], valid)
         return
     if not pt.is_large_list(kind):
         width = kind.bit_width // 8
@@ -272,13 +272,30 @@ def write(vector: int, column: pa.Array, parent: Array | None = None) -> None:
         return
     offsets = numbers(buffers[1].address, np.int64, n + 1)
     first, size = int(offsets[0]), int(offsets[-1] - offsets[0])
-    if api.list_vector_reserve(vector, size) or api.list_vector_set_size(vector, size):
-        raise MemoryError
+    _make_room(api, vector, size)
     entries = np.stack([offsets[:-1] - first, np.diff(offsets)], axis=1)
     ctypes.memmove(api.vector_get_data(vector), entries.ctypes.data, entries.nbytes)
     if size:
         values = column.values.buffers()[1].address + 4 * first
         ctypes.memmove(api.vector_get_data(api.list_vector_get_child(vector)), values, 4 * size)
+
+
+def _check_room(api: Any, n_bytes: int) -> None:
+    """Raise where there is not so much memory: DuckDB's own exception must not cross Python."""
+    trial = api.malloc(n_bytes + _SPARE)
+    if not trial:
+        msg = f"no memory for a result of {n_bytes // 2} bytes"
+        raise MemoryError(msg)
+    api.free(trial)
+
+
+def _make_room(api: Any, vector: int, size: int) -> None:
+    """Make room for floats in a list's child, which takes the next power of two."""
+    if size > _MOST_FLOATS:
+        raise MemoryError
+    _check_room(api, 8 * size)
+    if api.list_vector_reserve(vector, size) or api.list_vector_set_size(vector, size):
+        raise MemoryError
 
 
 def _write_strings(vector: int, offsets: Array, data: pa.Buffer | None, valid: Array) -> None:
