@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 import aq2_pipeline
+import aq2_pipeline.duckdb
 
 N_WEIGHTS = 1 << 26
 
@@ -40,17 +41,20 @@ def seconds(call, runs):
     return statistics.median(times[1:])
 
 
-def measure(con, n_rows, n_batches, runs):
+def measure(con, native, n_rows, n_batches, runs):
     """Return engine -> seconds."""
     table = layers(n_rows, n_batches)
     frame, quantized = pl.from_arrow(table, rechunk=False), pl.col("w").aq2.quantize(4)
     con.register("layers", table)
+    native.register("layers", table)
+    query = "SELECT aq2_quantize(w, 4) AS q FROM layers"
     calls = {
         "Python, 1 thread": lambda: aq2_pipeline.quantize(table["w"], 4, threads=1),
         "Python": lambda: aq2_pipeline.quantize(table["w"], 4),
         "Polars, eager": lambda: frame.select(quantized),
         "Polars, lazy": lambda: frame.lazy().select(quantized).collect(),
-        "DuckDB": lambda: con.sql("SELECT aq2_quantize(w, 4) AS q FROM layers").to_arrow_table(),
+        "DuckDB": lambda: con.sql(query).to_arrow_table(),
+        "DuckDB, native": lambda: native.sql(query).to_arrow_table(),
     }
     return {name: seconds(call, runs) for name, call in calls.items()}
 
@@ -61,11 +65,11 @@ def main():
     options = parser.parse_args()
     packages = ("aq2-pipeline", "polars", "duckdb", "pyarrow", "numba")
     print(date.today().isoformat(), ", ".join(f"{p} {version(p)}" for p in packages))  # noqa: DTZ011 - a label
-    with duckdb.connect() as con:
+    with duckdb.connect() as con, aq2_pipeline.duckdb.connect() as native:
         aq2_pipeline.register(con)
         for n_rows in (64, 16_384):
             for n_batches in (1, 16):
-                found = measure(con, n_rows, n_batches, options.runs)
+                found = measure(con, native, n_rows, n_batches, options.runs)
                 for name, time_taken in found.items():
                     ratio = time_taken / found["Python, 1 thread"]
                     where = f"{n_rows:6} rows in {n_batches:2} batches"
