@@ -325,6 +325,20 @@ def test_rows_that_fail_are_told_as_on_the_arrow_path(call):
     assert BAD_ROWS[call] is None or BAD_ROWS[call] in str(told[0][0])
 
 
+def test_null_elements_fail_their_rows_only(both):
+    """Wherever a NULL element lies among the bits of a vector's mask, its row fails, and no other does."""
+    make = """CREATE TABLE n AS SELECT id, [CASE WHEN k <> (id * 7) % 190 OR id % 5 > 0 THEN k::FLOAT END
+              FOR k IN range(id % 190)] AS w FROM range(400) r(id)"""
+    tables = []
+    for con in both:
+        con.execute(make)
+        query = "SELECT id, aq2_quantize(w, 'int4_g32') AS q FROM n WHERE list_position(w, NULL) IS NULL ORDER BY id"
+        tried = "SELECT TRY(aq2_quantize(w, 'int4_g32')) IS NULL, count(*) FROM n GROUP BY 1 ORDER BY 1"
+        tables.append((con.sql(query).to_arrow_table(), con.sql(tried).fetchall()))
+    assert tables[0] == tables[1]
+    assert 0 < tables[1][0].num_rows == tables[1][1][0][1] < 400
+
+
 def test_an_error_of_python_is_an_error_of_duckdb(con, monkeypatch):
     """Whatever goes wrong inside is an error of the statement with the function's name, and the connection lives."""
 

@@ -71,11 +71,19 @@ def is_valid(mask: Any, i: Any) -> Any:
 
 @part
 def all_valid(mask: Any, start: Any, stop: Any) -> Any:
-    """Whether none of a range of rows is NULL."""
-    if mask != 0:
-        for i in range(start, stop):
-            if not is_valid(mask, i):
-                return False
+    """Whether none of a range of rows is NULL; 64 at a time."""
+    if mask == 0 or start >= stop:
+        return True
+    first, last = start >> 6, (stop - 1) >> 6
+    words = ints_at(mask, last + 1)
+    for k in range(first, last + 1):
+        nulls = ~words[k]
+        if k == first:
+            nulls &= np.int64(-1) << (start & 63)
+        if k == last and stop & 63 != 0:
+            nulls &= (np.int64(1) << (stop & 63)) - 1
+        if nulls != 0:
+            return False
     return True
 
 
