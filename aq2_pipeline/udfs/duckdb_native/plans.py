@@ -228,11 +228,13 @@ class Plans:
         if function not in _KERNELS:
             return
         record[tables.B_WEIGHTS], record[tables.B_WIDTH] = _weights(kinds[0])
-        if scheme is not None:
+        if kinds[1] == _TEXT:  # a constant, too: the API cuts it at a NUL character, the column does not
+            record[tables.B_SCHEME] = tables.TEXTS
+        elif scheme is not None:
             record[tables.B_SCHEME] = tables.CONSTANT
             record[tables.B_SCHEME_ID] = self.number(schemes.parse(scheme), function)
         else:
-            record[tables.B_SCHEME] = tables.TEXTS if kinds[1] == _TEXT else _WIDTHS.get(kinds[1][0], 0)
+            record[tables.B_SCHEME] = _WIDTHS.get(kinds[1][0], 0)
         shape = kinds[2] if len(kinds) > 2 else (TypeId.SQLNULL,)  # noqa: PLR2004 - the third argument
         no_shape = shape == (TypeId.SQLNULL,)
         record[tables.B_SHAPE] = tables.NO_SHAPE if no_shape else _SHAPES.get(shape, 0)
