@@ -80,14 +80,14 @@ def set_threads(n: int | None) -> None:
 
 def register(con: DuckDBPyConnection) -> None:
     """Give a DuckDB connection the functions: see `aq2_pipeline.duckdb.register`."""
-    from aq2_pipeline.udfs import duckdb  # noqa: PLC0415 - duckdb is imported when it is used
+    from aq2_pipeline import duckdb  # noqa: PLC0415 - duckdb is imported when it is used
 
     duckdb.register(con)
 
 
 def unregister(con: DuckDBPyConnection) -> None:
     """Take them back: see `aq2_pipeline.duckdb.unregister`."""
-    from aq2_pipeline.udfs import duckdb  # noqa: PLC0415 - duckdb is imported when it is used
+    from aq2_pipeline import duckdb  # noqa: PLC0415 - duckdb is imported when it is used
 
     duckdb.unregister(con)
 

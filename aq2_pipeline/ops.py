@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job", Encoding, Decoding)
 
-__all__ = ["dequantize", "map_rows", "quantization_error", "quantize", "quantize_tensors", "weight_stats"]
+__all__ = [
+    "dequantize",
+    "error_figures",
+    "map_rows",
+    "quantization_error",
+    "quantize",
+    "quantize_tensors",
+    "weight_stats",
+]
 
 
 def quantize(
@@ -141,7 +149,11 @@ def quantization_error(
     job, sums = _settled(
         partial(Encoding, weights, scheme, shape, importance), lambda job: job.error_sums(n_threads), failures
     )
-    valid, lengths, sizes = job.valid, job.lengths, job.sizes
+    return error_figures(sums, job.lengths, job.sizes.n_bytes, job.valid)
+
+
+def error_figures(sums: Array, lengths: Array, n_bytes: Array, valid: Array) -> pa.StructArray:
+    """Return `layout.ERROR` from the sums of each row, float64[n_rows, n_sums], as `kernels.moments` names them."""
     squared_error, squared_weight, squared_decoded, max_error = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         product = (squared_weight + squared_decoded - squared_error) / 2
@@ -149,7 +161,7 @@ def quantization_error(
         sqnr = np.where(squared_error > 0, 10 * np.log10(squared_weight / squared_error), np.inf)
         norm = np.sqrt(squared_weight) * np.sqrt(squared_decoded)
         cosine = np.where(squared_error > 0, np.where(norm > 0, np.clip(product / norm, -1, 1), 0), 1)
-        bits = 8 * (sizes.n_bytes) / lengths
+        bits = 8 * n_bytes / lengths
     some = build.bitmap(valid & (lengths > 0))
     columns = (mse, np.sqrt(mse), max_error, sqnr, cosine, bits)
     fields = [build.doubles(np.ascontiguousarray(c), some) for c in columns]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
-import math
 import operator
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from aq2_pipeline.codecs import IDENTITY, INTEGERS
 from aq2_pipeline.errors import SchemeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aq2_pipeline.codecs import Codec
 
@@ -27,6 +26,8 @@ __all__ = [
     "Scheme",
     "add_family",
     "known_names",
+    "matrix_row",
+    "on_change",
     "parse",
     "spelled",
 ]
@@ -149,16 +150,21 @@ class Scheme:
         >>> parse("int4_g128").row_length([10, 100])
         100
         """
-        if len(shape) <= 1:
-            return math.prod(shape)
-        if len(shape) == 2:  # noqa: PLR2004 - a matrix
-            return shape[-1]
-        row = 1
-        for axis in reversed(shape[1:]):
-            row *= axis
-            if 0 < self.group <= row:
-                break
-        return row
+        return int(matrix_row(shape, self.group))
+
+
+def matrix_row(shape: Any, group: int) -> int:
+    """Return the weights of a matrix row: see `Scheme.row_length`. Written so that Numba compiles it, too."""
+    rank = len(shape)
+    if rank == 2:  # noqa: PLR2004 - a matrix
+        return int(shape[1])
+    first = 0 if rank <= 1 else 1
+    row = 1
+    for k in range(rank - 1, first - 1, -1):
+        row *= shape[k]
+        if first and 0 < group <= row:
+            break
+    return row
 
 
 def add_family(family: Family) -> None:
@@ -177,13 +183,28 @@ def add_family(family: Family) -> None:
         msg = f"a family already has the name {taken!r}"
         raise SchemeError(msg)
     FAMILIES.append(family)
-    _parse_text.cache_clear()
+    _forget()
 
 
 def remove_family(family: Family) -> None:
     """Take back what `add_family` added; rows stored under its names cannot be read in this process any more."""
     FAMILIES.remove(family)
+    _forget()
+
+
+#: Called when the families have changed, by adapters that keep what `parse` gave them.
+_LISTENERS: list[Callable[[], None]] = []
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Call something, for the life of the process, whenever the families have changed."""
+    _LISTENERS.append(listener)
+
+
+def _forget() -> None:
     _parse_text.cache_clear()
+    for listener in _LISTENERS:
+        listener()
 
 
 def known_names() -> list[str]:

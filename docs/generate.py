@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 import aq2_pipeline
+import aq2_pipeline.duckdb
 import aq2_pipeline.polars
 from aq2_pipeline import errors, layout, policy, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
@@ -345,6 +346,9 @@ def python_page() -> str:
         if inspect.isclass(thing):
             methods = ((n, m) for n, m in vars(thing).items() if not n.startswith("_") and callable(m))
             parts += (documented(f"{name}.{n}", m, "###") for n, m in methods)
+    parts.append("\n## aq2_pipeline.duckdb\n\nBeside `register` and `unregister`:\n")
+    for name in ("connect", "enable", "path"):
+        parts.append(documented(f"duckdb.{name}", getattr(aq2_pipeline.duckdb, name), "###"))
     return "".join(parts)
 
 

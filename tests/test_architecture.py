@@ -40,12 +40,12 @@ LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 #: room -> the rooms that it may import. `aq2_pipeline` itself is the room "".
 MAY_IMPORT = {
     "": {
+        "duckdb",
         "errors",
         "functions",
         "io",
         "quantizer",
         "threads",
-        "udfs.duckdb",
         "udfs.polars",
         "udfs.pyarrow",
         "udfs.python",
@@ -107,12 +107,14 @@ MAY_IMPORT = {
     "arguments": {"functions", "errors", "layout", "threads"},
     "udfs.polars": {"arguments", "functions", "errors", "schemes", "udfs.polars_forks"},
     "udfs.polars_forks": {"errors"},
-    "udfs.duckdb": {"functions", "errors", "schemes"},
+    "udfs.sql": {"functions", "errors"},
+    "udfs.duckdb": {"functions", "errors", "udfs.sql"},
+    "udfs.duckdb_native": {"functions", "ops", "schemes", "codecs", "kernels", "errors", "version", "udfs.sql"},
     "udfs.pyarrow": {"functions", "errors", "layout"},
     "udfs.python": {"arguments", "columns", "functions", "errors", "schemes", "layout", "tensors"},
     "warming": {"errors", "functions", "layout", "schemes"},
     "polars": {"udfs.polars"},
-    "duckdb": {"udfs.duckdb"},
+    "duckdb": {"udfs.duckdb", "udfs.duckdb_native"},
     "layers": LEFT_OF_WRAPPER,
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
@@ -141,7 +143,10 @@ THIRD_PARTY = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "udfs.polars": {"polars", "pyarrow"},
     "udfs.polars_forks": set(),
+    "udfs.sql": {"pyarrow"},
     "udfs.duckdb": {"duckdb", "pyarrow"},
+    "udfs.duckdb_native": {"llvmlite", "numba", "numpy", "pyarrow"},
+    "duckdb": {"duckdb"},
     "udfs.pyarrow": {"pyarrow"},
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "cli": {"rich", "typer", "pyarrow"},
@@ -152,7 +157,7 @@ THIRD_PARTY = {
 def room_of(module: str) -> str:
     """Return the room of a module's name without the package."""
     parts = module.split(".")
-    for known in (module, parts[0]):
+    for known in (module, ".".join(parts[:2]), parts[0]):
         if known in MAY_IMPORT:
             return known
     message = f"the module {module!r} has no room: add it to the table"

@@ -169,7 +169,7 @@ def test_a_cache_is_fresh_only_if_all_kernels_are(tmp_path):
     )
     run = (
         "import sys; sys.path.insert(0, sys.argv[1]); import outside; from aq2_pipeline.kernels import _jit\n"
-        "if sys.argv[2:]: _jit._sources = lambda: 'changed'\n"
+        "if sys.argv[2:]: _jit._sources = lambda _: 'changed'\n"
         "print(sum(outside.measure.compiled.stats.cache_hits.values()))"
     )
     hits = []

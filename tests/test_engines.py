@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 from support import oracle
-from support.engines import BY_NAME, ENGINES, RESULTS, connected, everywhere, normalised, outcome
+from support.engines import BY_NAME, ENGINES, PATHS, RESULTS, connected, everywhere, normalised, outcome
 from support.samples import bell, column, shapes
 
 import aq2_pipeline
@@ -42,7 +42,7 @@ def table(n: int) -> tuple[pa.Array, pa.Array, list, list]:
 def assert_everywhere(expected: pa.Array, function: str, *columns) -> None:
     """Compare every engine that takes the types with what is expected."""
     found = everywhere(function, *columns)
-    assert {"polars-eager", "polars-lazy", "polars-streaming", "duckdb", "python"} <= set(found)
+    assert {"polars-eager", "polars-lazy", "polars-streaming", "duckdb", "duckdb-native", "python"} <= set(found)
     for name, result in found.items():
         assert not isinstance(result, str), (name, result)
         assert result.equals(expected), name
@@ -247,11 +247,11 @@ def test_polars_errors_keep_their_class(frame):
 # --- DuckDB ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def con():
+@pytest.fixture(params=PATHS)
+def con(request):
     """Open a connection with the functions and a table `t` of 5,000 rows: id, w, s, scheme."""
     weights, given, _, _ = table(5000)
-    with connected() as con:
+    with connected(request.param) as con:
         schemes = pa.array([SCHEMES[k % 4] for k in range(5000)])
         source = pa.table({"id": pa.array(range(5000)), "w": weights, "s": given, "scheme": schemes})
         con.register("source", source)
@@ -358,11 +358,12 @@ def test_duckdb_wrong_calls_say_how_to_call(con):
         con.sql("SELECT aq2_quantize([1.0], NULL)").fetchall()
 
 
-def test_duckdb_cursors_and_connections():
+@pytest.mark.parametrize("path", PATHS)
+def test_duckdb_cursors_and_connections(path):
     """Cursors share the functions; several connections and threads at once give equal rows."""
     weights, _, _, _ = table(3000)
     expected = BY_NAME["python"].quantize(weights, "int4_g32")
-    with connected() as one, connected() as two:
+    with connected(path) as one, connected(path) as two:
         for con in (one, two):
             con.register("source", pa.table({"w": weights}))
             con.execute("CREATE TABLE t AS SELECT * FROM source")

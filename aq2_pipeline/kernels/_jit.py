@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numba import njit, types
+from numba import cfunc, njit, types
+from numba.core import sigutils
+from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaWarning
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": Fa
 
 #: A small function that kernels call; LLVM inlines it.
 helper = njit(**OPTIONS)
+
+#: A small function that compiled code only calls: without entries for Python and C it compiles a third faster.
+part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 #: A helper that is inlined before types are known: for the few that hand slices
 #: on to others, where a call that LLVM leaves standing is a tenth of the time.
@@ -107,11 +112,26 @@ def _look_for_blas() -> None:
         raise ImportError
 
 
+_PACKAGE = Path(__file__).parent.parent
+
+
 @functools.cache
-def _sources() -> tuple[tuple[str, int, int], ...]:
-    """Return name, time and size of every file that a kernel may be compiled from."""
-    found = ((path, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+def _sources(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, time and size of every file of ours that a function of a folder may be compiled from."""
+    folders = [Path(__file__).parent] + [folder] * folder.is_relative_to(_PACKAGE)
+    found = ((path, path.stat()) for each in folders for path in sorted(each.glob("*.py")))
     return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
+def _cache(compiled: Any, py_func: Callable[..., Any]) -> None:
+    """Let Numba keep a function, for as long as all that it is made of stays the same.
+
+    Numba takes a cache for fresh if the function's own file is; what it calls is compiled into it, and a kernel
+    of another package that kept an older `moments` would write where its sums no longer are.
+    """
+    compiled.enable_caching()
+    file = compiled._cache._cache_file  # noqa: SLF001 - Numba has no other way
+    file._source_stamp = (file._source_stamp, _sources(Path(py_func.__code__.co_filename).parent))  # noqa: SLF001
 
 
 class Kernel:
@@ -171,17 +191,10 @@ class Kernel:
             return njit(self.signature, **OPTIONS)(self.py_func)  # what is wrong with the function itself is told here
 
     def _cached(self) -> Any:
-        """Compile, or read from the cache.
-
-        Numba takes a cache for fresh if the function's own file is; what it calls is compiled into it, and a kernel
-        of another package that kept an older `moments` would write where its sums no longer are.
-        """
         dispatcher = njit(**OPTIONS)(self.py_func)
         if not hasattr(dispatcher, "enable_caching"):  # the JIT is off
             return dispatcher
-        dispatcher.enable_caching()
-        file = dispatcher._cache._cache_file  # noqa: SLF001 - Numba has no other way
-        file._source_stamp = (file._source_stamp, _sources())  # noqa: SLF001
+        _cache(dispatcher, self.py_func)
         dispatcher.compile(self.signature)
         dispatcher.disable_compile()
         return dispatcher
@@ -194,6 +207,35 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         """Run the compiled function."""
         return self.compiled(*args)
+
+    def address(self) -> int:
+        """Return where the compiled function is; its calling convention is Numba's."""
+        (found,) = self.compiled.overloads.values()
+        return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+
+
+class Callback(Kernel):
+    """A kernel that C calls: it raises nothing, and what it returns is all that it says."""
+
+    def _dispatched(self) -> Any:
+        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # C callers hold none
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaWarning)
+            compiled = CFunc(self.py_func, sigutils.normalize_signature(self.signature), locals={}, options=options)
+            with contextlib.suppress(Exception):  # as for a kernel
+                _cache(compiled, self.py_func)
+                compiled.compile()
+                return compiled
+            return cfunc(self.signature, **options)(self.py_func)
+
+    def address(self) -> int:
+        """Return where the compiled function is, for C."""
+        return int(self.compiled.address)
+
+
+def callback(signature: Any) -> Callable[[Callable[..., Any]], Callback]:
+    """Declare a function for C with its signature; nothing compiles until its address is asked for."""
+    return lambda py_func: Callback(py_func, signature)
 
 
 def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:

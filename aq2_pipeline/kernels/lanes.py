@@ -40,7 +40,7 @@ class Vector(types.Type):
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Any) -> None:
         element = manager.lookup(vector.element).get_value_type()
-        super().__init__(manager, vector, ir.VectorType(element, vector.n))  # type: ignore[no-untyped-call]
+        super().__init__(manager, vector, ir.VectorType(element, vector.n))
 
 
 def load(values: Any, at: Any) -> Any:

@@ -7,29 +7,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.types as pt
+import pyarrow as pa  # noqa: TC002 - DuckDB evaluates the annotations
 
-from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError
+from aq2_pipeline.errors import EngineError, InputTypeError
 from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.udfs.sql import call, check_count, sql_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aq2_pipeline.functions import Argument, Function
+    from aq2_pipeline.functions import Function
 
-__all__ = ["register", "unregister"]
-
-_SQL_TYPES = {pa.int64(): "BIGINT", pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.large_string(): "VARCHAR"}
-
-
-def sql_type(kind: pa.DataType) -> str:
-    """Return an Arrow type as DuckDB's SQL spells it."""
-    if pt.is_struct(kind):
-        return "STRUCT(" + ", ".join(f"{field.name} {sql_type(field.type)}" for field in kind) + ")"
-    if pt.is_large_list(kind):
-        return f"{sql_type(kind.value_type)}[]"
-    return "BLOB" if pt.is_large_binary(kind) else _SQL_TYPES[kind]
+__all__ = ["path", "register", "unregister"]
 
 
 def _udf(function: Function) -> Callable[..., pa.Array]:
@@ -39,33 +28,14 @@ def _udf(function: Function) -> Callable[..., pa.Array]:
     cursor it was registered through would crash the next call.
     """
 
-    def call(*columns: pa.ChunkedArray) -> pa.Array:
-        if not function.n_required <= len(columns) <= len(function.arguments):
-            names = ", ".join(a.name + ("?" if a.optional else "") for a in function.arguments)
-            msg = f"{len(columns)} arguments given"
-            raise InputTypeError(msg, f"{function.sql_name}({names})").at(function=function.sql_name)
-        given = [column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in columns]
-        try:
-            for column, argument in zip(given, function.arguments, strict=False):
-                _refuse_wide(column.type, argument)
-            return function(*given)
-        except Aq2Error as error:
-            known = {"batch": len(given[0])} if error.row is not None else {"function": function.sql_name}
-            raise error.at(**known) from None
+    def udf(*columns: pa.ChunkedArray) -> pa.Array:
+        check_count(function, len(columns))
+        return call(
+            function, [column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in columns]
+        )
 
-    call.__name__ = function.sql_name
-    return call
-
-
-def _refuse_wide(kind: pa.DataType, argument: Argument) -> None:
-    """Refuse whole numbers that arrive as something else, with the cast that helps."""
-    if argument.kind not in ("scheme", "shape", "integer"):
-        return
-    element = kind.value_type if pt.is_list(kind) or pt.is_fixed_size_list(kind) else kind
-    if pt.is_decimal(element) or isinstance(element, pa.OpaqueType):
-        cast = f"{argument.name}::BIGINT" + ("[]" if argument.kind == "shape" else "")
-        msg = f"{argument.name} is {kind}"
-        raise InputTypeError(msg, f"cast it, {cast}: HUGEINT, which sum() gives, and DECIMAL arrive like this")
+    udf.__name__ = function.sql_name
+    return udf
 
 
 #: Cursors of one database that register at the same time would find each other's functions half there.
@@ -76,31 +46,32 @@ _UDFS = {function.sql_name: (_udf(function), sql_type(function.result)) for func
 
 #: Who has our names where an unqualified call finds them. A table macro is called elsewhere.
 _HOLDERS = """
-SELECT function_name, database_name = 'system' AND function_type = 'scalar' AND varargs = 'ANY', return_type
+SELECT function_name, return_type,
+       CASE WHEN database_name <> 'system' OR function_type <> 'scalar' OR varargs IS DISTINCT FROM 'ANY' THEN 'foreign'
+            WHEN parameter_types = [] THEN 'native' WHEN parameter_types = ['ANY'] THEN 'arrow' ELSE 'foreign' END
 FROM duckdb_functions()
 WHERE starts_with(function_name, 'aq2_') AND function_type NOT IN ('table', 'table_macro', 'pragma')
   AND database_name IN ('system', 'temp', current_database()) AND schema_name IN (SELECT unnest(current_schemas(true)))
 """
 
 
-def _holders(con: duckdb.DuckDBPyConnection) -> tuple[set[str], set[str]]:
-    """Return which of our names functions of ours have, and which somebody else's.
+def _holders(con: duckdb.DuckDBPyConnection) -> dict[str, set[str]]:
+    """Return which of our names are native functions of ours, which Arrow functions of ours, and which foreign.
 
     Ours are known by what they take and give: DuckDB keeps no other trace that every cursor sees.
     """
-    ours: set[str] = set()
-    foreign: set[str] = set()
+    found: dict[str, set[str]] = {"native": set(), "arrow": set(), "foreign": set()}
     try:
         # Not `execute`, which throws the pending result of the connection away; `sql` raises.
         rows = con.sql(_HOLDERS).fetchall()
     except duckdb.ResourceInUseException:
         with con.cursor() as cursor:  # sees what is committed
             rows = cursor.execute(_HOLDERS).fetchall()
-    for name, like_ours, result in rows:
+    for name, result, holder in rows:
         if name in _UDFS:
-            same = like_ours and result.replace('"', "") == _UDFS[name][1]
-            (ours if same else foreign).add(name)
-    return ours, foreign
+            same = (result or "").replace('"', "") == _UDFS[name][1]
+            found[holder if same else "foreign"].add(name)
+    return found
 
 
 @contextmanager
@@ -155,9 +126,10 @@ def register(con: duckdb.DuckDBPyConnection) -> None:
     >>> con.close()
     """
     with _engine_errors("register", con, "where a transaction is open, roll it back and register again"), _REGISTERING:
-        ours, foreign = _holders(con)
-        if foreign:
-            msg = f"register: the name {min(foreign)!r} is taken by a function or macro that is not ours"
+        holders = _holders(con)
+        ours = holders["native"] | holders["arrow"]
+        if holders["foreign"]:
+            msg = f"register: the name {min(holders['foreign'])!r} is taken by a function or macro that is not ours"
             raise EngineError(msg, "drop or rename it, or register with another connection")
         for name in sorted(set(_UDFS) - ours):
             try:
@@ -166,7 +138,7 @@ def register(con: duckdb.DuckDBPyConnection) -> None:
                 # A rollback took it from the catalog, but not from the connection's list; a cursor has its own.
                 with con.cursor() as cursor:
                     _create(cursor, name)
-        if len(ours) < len(_UDFS) and _holders(con)[0] != set(_UDFS):
+        if len(ours) < len(_UDFS) and _holders(con)["arrow"] | ours != set(_UDFS):
             msg = "register: the functions are there, but not for the transaction that is open"
             raise EngineError(msg, "commit it or roll it back; then they are")
 
@@ -179,11 +151,38 @@ def unregister(con: duckdb.DuckDBPyConnection) -> None:
     Raises
     ------
     EngineError
-        If they were registered through another cursor, or the connection is
+        If they are native or were registered through another cursor, or the connection is
         closed or has a result that is not fetched to its end (which stays).
     InputTypeError
         If it is no connection.
     """
     with _engine_errors("unregister", con, "unregister through the connection that registered"), _REGISTERING:
-        for name in sorted(_holders(con)[0]):
+        holders = _holders(con)
+        if holders["native"]:
+            msg = "unregister: the functions of this connection are native, which DuckDB keeps as long as the database"
+            raise EngineError(msg, "leave them, or open a database with duckdb.connect() where enable() was not called")
+        for name in sorted(holders["arrow"]):
             con.remove_function(name)
+
+
+def path(con: duckdb.DuckDBPyConnection) -> str | None:
+    """Return how a connection has the functions: ``"native"``, ``"arrow"`` (as Arrow UDFs), or None: not at all.
+
+    Raises
+    ------
+    EngineError
+        If the connection is closed.
+    InputTypeError
+        If it is no connection.
+
+    Examples
+    --------
+    >>> import aq2_pipeline.duckdb
+    >>> con = aq2_pipeline.duckdb.connect()
+    >>> aq2_pipeline.duckdb.path(con) in ("native", "arrow")
+    True
+    >>> con.close()
+    """
+    with _engine_errors("path", con, "where a transaction is open, roll it back and ask again"):
+        holders = _holders(con)
+    return next((kind for kind in ("native", "arrow") if holders[kind] == set(_UDFS)), None)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aq2_pipeline import Aq2Error
 
 #: Surfaces that hand over parts of a column: a row counts in the part, and the text says so.
-IN_BATCHES = ("polars-eager", "polars-lazy", "polars-streaming", "duckdb", "pyarrow")
+IN_BATCHES = ("polars-eager", "polars-lazy", "polars-streaming", "duckdb", "duckdb-native", "pyarrow")
 #: Of these, the ones that cut a column as they like.
 CUT = ("polars-lazy", "polars-streaming")
 

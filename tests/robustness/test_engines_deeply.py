@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from robustness.harness import in_child, rows
-from support.engines import connected, normalised
+from support.engines import PATHS, connected, normalised
 from support.samples import bell
 
 import aq2_pipeline
@@ -21,10 +21,10 @@ from aq2_pipeline import Aq2Error, InputValueError, layout
 NAN = float("nan")
 
 
-@pytest.fixture
-def con():
+@pytest.fixture(params=PATHS)
+def con(request):
     """Open an in-memory database with the functions and a table of 2049 rows, every seventh null."""
-    with connected() as con:
+    with connected(request.param) as con:
         column = rows(*[None if k % 7 == 3 else bell(5, k + 1) for k in range(2049)])
         source = pa.table({"id": pa.array(range(2049)), "w": column, "b": pa.array([4, 8, 3] * 683)})
         con.register("source", source)

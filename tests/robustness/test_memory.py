@@ -327,7 +327,7 @@ def test_case_40_many_short_rows():
     matrix = np.tile(bell(3000, 1).reshape(-1, 3), (100, 1))
     column = _lists(list(range(0, 300_001, 3)), pa.array(matrix.reshape(-1)))
     found = aq2_pipeline.quantize(column, "int4_g128")
-    for name in ("polars-eager", "polars-streaming", "polars-series", "duckdb", "pyarrow"):
+    for name in ("polars-eager", "polars-streaming", "polars-series", "duckdb", "duckdb-native", "pyarrow"):
         assert BY_NAME[name].quantize(column, "int4_g128").equals(found), name
     assert found.slice(99_000).equals(found.slice(0, 1000))
 

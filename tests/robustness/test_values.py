@@ -277,7 +277,7 @@ def test_case_33_uint16_needs_a_dtype(dtype):
     words = np.array(PLAIN, STORED[dtype]).view(np.uint16).tolist()
     column = pa.array([words, None], pa.large_list(pa.uint16()))
     assert agreed("quantize", column, f"int4_g128@{dtype}").equals(agreed("quantize", rows(PLAIN, None), "int4_g128"))
-    refused(InputTypeError, f"weights are {column.type}", column, "int4_g128", skip=("duckdb", *_POLARS))
+    refused(InputTypeError, f"weights are {column.type}", column, "int4_g128", skip=(*_DUCKDB, *_POLARS))
     texts = everywhere("quantize", column, "int4_g128")
     assert all("uint16" in text and "Hint: say what the 16 bits hold" in text for text in texts.values())
 
@@ -293,7 +293,8 @@ def test_case_33_a_dtype_on_floats_is_a_contradiction(dtype):
     assert all("Hint: an input dtype is for binary and uint16 weights" in text for text in texts.values())
 
 
-_ALL_BUT_PYTHON = ("duckdb", *_POLARS, "pyarrow", "python", "python-chunked", "wrapper")
+_DUCKDB = ("duckdb", "duckdb-native")
+_ALL_BUT_PYTHON = (*_DUCKDB, *_POLARS, "pyarrow", "python", "python-chunked", "wrapper")
 
 
 def test_case_33_rows_may_differ_in_their_dtype():

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 import aq2_pipeline
+import aq2_pipeline.duckdb
 from aq2_pipeline import Aq2Error, ArrowQuantV2, layout
 
 if TYPE_CHECKING:
@@ -47,12 +48,18 @@ def normalised(column: Any, kind: pa.DataType) -> pa.Array:
     return column.cast(kind)
 
 
+#: The two ways in which a DuckDB connection may have the functions.
+PATHS = ("arrow", "native")
+
+
 @contextlib.contextmanager
-def connected(**config: Any) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open an in-memory database with the functions registered, and close it."""
-    con = duckdb.connect(config=config)
+def connected(path: str = "arrow", **config: Any) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an in-memory database that has the functions on one of the `PATHS`, and close it."""
+    native = path == "native"
+    con = aq2_pipeline.duckdb.connect(config=config) if native else duckdb.connect(config=config)
     try:
         aq2_pipeline.register(con)
+        assert aq2_pipeline.duckdb.path(con) == path
         yield con
     finally:
         con.close()
@@ -179,7 +186,7 @@ def _duckdb_supports(_function: str, *columns: Any) -> bool:
     return not any(isinstance(kind, pa.BaseExtensionType) or pt.is_float16(_leaves(kind)) for kind in kinds)
 
 
-def _duckdb(function: str, first: pa.Array, *others: Any) -> pa.ChunkedArray:
+def _duckdb(path: str, function: str, first: pa.Array, *others: Any) -> pa.ChunkedArray:
     columns, arguments = {"first": first}, ["first"]
     for k, other in enumerate(others):
         if isinstance(other, pa.Array):
@@ -187,7 +194,7 @@ def _duckdb(function: str, first: pa.Array, *others: Any) -> pa.ChunkedArray:
             arguments.append(f"other{k}")
         else:
             arguments.append(sql_literal(other))
-    with connected() as con:
+    with connected(path) as con:
         con.register("source", pa.table(columns))
         query = f"SELECT aq2_{function}({', '.join(arguments)}) AS result FROM source"  # noqa: S608 - our own names
         return con.sql(query).to_arrow_table()["result"]
@@ -270,7 +277,8 @@ ENGINES = [
     Engine("polars-lazy", _polars_lazy, _polars_supports),
     Engine("polars-streaming", _polars_streaming, _polars_supports),
     Engine("polars-series", _polars_series, _polars_supports),
-    Engine("duckdb", _duckdb, _duckdb_supports),
+    Engine("duckdb", partial(_duckdb, "arrow"), _duckdb_supports),
+    Engine("duckdb-native", partial(_duckdb, "native"), _duckdb_supports),
     Engine("pyarrow", _pyarrow, _pyarrow_supports),
     Engine("python", _python, _any),
     Engine("python-chunked", _python_chunked, _any),
