@@ -18,6 +18,7 @@ from aq2_pipeline.pieces import (
     frozen,
     in_order,
     most_at_once,
+    plans,
     sizes_of,
     slices,
     source,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _LARGEST_SIZE = np.iinfo(np.int64).max
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_FLOATS.flags.writeable = False
+_NO_PLANS = np.empty(0, np.int64)
+_NO_PLANS.flags.writeable = False
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Read:
     pieces : Pieces
     given : tuple
         What kernels read of the pieces, from `kind` on, as `kernels.rows` names it.
+    plan : int64 array
+        How the pieces are widened, if they are.
     n_scratch : int
         Floats of scratch that a call needs.
     status : int64 array
@@ -72,6 +77,7 @@ class Read:
     part: Part
     pieces: Pieces
     given: tuple[Any, ...]
+    plan: Array
     n_scratch: int
     status: Array
     bounds: Array | None = None
@@ -224,9 +230,12 @@ class Encoding:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, most_at_once(part.weights))
         *weights, n_scratch = source(part.weights, pieces)
+        plan = _NO_PLANS
+        if n_scratch:
+            plan, n_scratch = plans(part.scheme, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
-        return Read(part, pieces, given, n_scratch, build.filled(pieces.rows.size, -1))
+        return Read(part, pieces, given, plan, n_scratch, build.filled(pieces.rows.size, -1))
 
     def _measured(self, reads: list[Read], n_threads: int | None) -> None:
         """Measure the groups that are cut into slices: each slice gets the bounds of its whole group."""
@@ -268,7 +277,7 @@ class Encoding:
         for read in reads:
             scheme = read.part.scheme
             data_span, scale_span, zero_span = read.pieces.spans(scheme, targets)
-            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status)
+            taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status, read.plan)
             tasks += (
                 [step(encode_rows, read.n_scratch, scheme.codec.encode, params, a, b, *read.given, *taken)]
                 for a, b, params in read.slices()
@@ -290,7 +299,7 @@ class Encoding:
             error = read.part.scheme.codec.error
             given = (frozen(read.pieces.rows), frozen(read.pieces.offsets), *read.given)
             for run in in_order(read.pieces, read.slices()):
-                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), read.status)
+                taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), read.status, read.plan)
                 tasks.append([step(error_rows, read.n_scratch, error, p, a, b, *given, *taken) for a, b, p in run])
         threads.run(tasks, n_threads)
         self._collect(reads)

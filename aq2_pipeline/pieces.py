@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 #: Weights that one call into a kernel takes at the most: 4 to 40 ms, so that an interrupt is answered.
 SLICE_SIZE = 1 << 23
-#: Weights of another type than float32 that are widened at a time: their float32 stay in a core's own cache.
-BLOCK_SIZE = 1 << 19
-#: Weights of a group, longer than that, that are widened at a time.
+#: Weights of another type than float32 that are widened at a time; see `kernels.rows`.
+BLOCK_SIZE = 1 << 11
+#: Weights of a longer group that are widened at a time.
 GROUP_SLICE_SIZE = 1 << 20
 
 
@@ -198,12 +198,13 @@ def most_at_once(weights: Weights) -> tuple[int, int]:
     """Return how many weights may be in a piece, and in one that is a single group."""
     if weights.kind is None:
         return SLICE_SIZE, SLICE_SIZE
-    return min(BLOCK_SIZE, SLICE_SIZE), min(GROUP_SLICE_SIZE, SLICE_SIZE)
+    return SLICE_SIZE, min(GROUP_SLICE_SIZE, SLICE_SIZE)
 
 
 def source(weights: Weights, pieces: Pieces) -> Source:
     """Return what kernels read of pieces: of aligned float32 in elements, of anything else in bytes."""
-    from aq2_pipeline.kernels.widening import DIRECT, KINDS, STAGING  # noqa: PLC0415 - kernels load at their first use
+    from aq2_pipeline.kernels.moments import BLOCK_SIZE as BLOCK_OF_SUMS  # noqa: PLC0415 - kernels load at first use
+    from aq2_pipeline.kernels.widening import DIRECT, KINDS, STAGING  # noqa: PLC0415
 
     starts = pieces.of(weights.starts)
     starts = starts if pieces.whole else starts + pieces.offsets
@@ -211,8 +212,30 @@ def source(weights: Weights, pieces: Pieces) -> Source:
         return Source(DIRECT, weights.values, weights.raw, *span(starts, pieces.lengths), 0)
     size = weights.item_size
     starts = starts * size + pieces.of(weights.skew)
-    n_scratch = int(pieces.lengths.max(initial=0)) + STAGING
-    return Source(KINDS[weights.kind], weights.values, weights.raw, *span(starts, pieces.lengths * size), n_scratch)
+    ends = span(starts, pieces.lengths * size)
+    return Source(KINDS[weights.kind], weights.values, weights.raw, *ends, BLOCK_OF_SUMS + STAGING)
+
+
+def plans(scheme: Scheme, pieces: Pieces) -> tuple[Array, int]:
+    """Return how kernels cut pieces into blocks to widen, as `kernels.rows` names it, and the scratch for that."""
+    from aq2_pipeline.kernels.rows import N_PLAN  # noqa: PLC0415 - kernels load at their first use
+    from aq2_pipeline.kernels.widening import STAGING  # noqa: PLC0415
+
+    sliced = np.zeros(pieces.rows.size, np.int64) if pieces.slices is None else pieces.slices
+    pairs = list(zip(pieces.lengths.tolist(), pieces.row_lengths.tolist(), (sliced > 0).tolist(), strict=True))
+    known = {key: _plan(scheme, *key) for key in set(pairs)}
+    found = np.array([known[key] for key in pairs], np.int64).reshape(-1, N_PLAN)
+    return frozen(found.reshape(-1)), int(found[:, 0].max(initial=0)) + STAGING
+
+
+def _plan(scheme: Scheme, length: int, row_length: int, sliced: bool) -> list[int]:  # noqa: FBT001
+    stride, step, inside = max(length, 1), max(length, 1), 0
+    if not sliced:
+        stride, step, inside, _ = _steps(scheme, length, row_length, BLOCK_SIZE, length)
+    whole = stride if inside else row_length
+    lengths, rows = np.array([step, stride]), np.array([step if inside else row_length, whole])
+    of_block, of_stride = zip(*scheme.codec.sizes(lengths, rows, scheme.params), strict=True)
+    return [step, stride, inside, *map(int, of_block), *map(int, of_stride)]
 
 
 def step(kernel: Callable[..., None], n_scratch: int, *arguments: Any) -> Callable[[], None]:

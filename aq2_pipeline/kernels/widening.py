@@ -105,6 +105,12 @@ def widen_all(raw: Any, size: Any, kind: Any, scratch: Any) -> Any:
 
 
 @helper
+def size_of(kind: Any) -> Any:
+    """Return the bytes of a weight."""
+    return 2 if kind in (F16, BF16) else 8 if kind == F64 else 4
+
+
+@helper
 def widen(raw: Any, kind: Any, scratch: Any) -> Any:
     """Write the weights in `raw` to the beginning of `scratch`; return their number.
 

@@ -24,6 +24,8 @@ _NO_FLOATS = np.empty(0, np.float32)
 _NO_FLOATS.flags.writeable = False
 _NO_BYTES = np.empty(0, np.uint8)
 _NO_BYTES.flags.writeable = False
+_NO_PLANS = np.empty(0, np.int64)
+_NO_PLANS.flags.writeable = False
 _SCRATCH = np.empty(0, np.float32)
 
 
@@ -79,7 +81,7 @@ def encoder(values, lengths, scheme, n_threads):
     spans = [span(at[:-1], size) for at, size in zip(ends, sizes, strict=True)]
     status = np.full(lengths.size, -1, np.int64)
     given = (DIRECT, values, _NO_BYTES, *span(starts, lengths), frozen(lengths), _NO_FLOATS, *none)
-    taken = (data, *spans[0], scales, *spans[1], zeros, *spans[2], status, _SCRATCH)
+    taken = (data, *spans[0], scales, *spans[1], zeros, *spans[2], status, _NO_PLANS, _SCRATCH)
     encode, params = parsed.codec.encode, frozen(parsed.params)
     tasks = [partial(rows.encode_rows, encode, params, a, b, *given, *taken) for a, b in slices(lengths)]
     return Prepared(tasks, n_threads, status, data=data, scales=scales, zero_points=zeros)
