@@ -18,6 +18,7 @@ from aq2_pipeline.pieces import (
     frozen,
     in_order,
     most_at_once,
+    offsets_of,
     sizes_of,
     slices,
     source,
@@ -114,8 +115,6 @@ class Encoding:
     parts : list of Part
     lengths, row_lengths : int64 arrays
         Weights a row, and a matrix row; 0 where the row is null.
-    sizes : Sizes
-        What each row takes.
     valid : bool array
     failures : dict
         Row -> what is wrong with it.
@@ -139,7 +138,6 @@ class Encoding:
         self.row_lengths = self.lengths.copy()
         self._refuse_importance(importance)
         self._read_shapes(shape)
-        self.sizes = self._sizes()
 
     def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
@@ -203,8 +201,15 @@ class Encoding:
         self.valid[row] = False
         self.lengths[row] = self.row_lengths[row] = 0
 
-    def _sizes(self) -> Sizes:
-        if len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size:
+    @property
+    def _is_uniform(self) -> bool:
+        """Whether all rows want one scheme."""
+        return len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size
+
+    @property
+    def sizes(self) -> Sizes:
+        """What each row takes."""
+        if self._is_uniform:
             return sizes_of(self.parts[0].scheme, self.lengths, self.row_lengths)
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
@@ -212,6 +217,11 @@ class Encoding:
             for target, found in zip(whole, sizes, strict=True):
                 target[part.rows] = found
         return whole
+
+    def _offsets(self) -> Sizes:
+        if self._is_uniform:
+            return offsets_of(self.parts[0].scheme, self.lengths, self.row_lengths)
+        return Sizes(*map(build.offsets_of, self.sizes))
 
     def names(self, mask: pa.Buffer | None) -> pa.Array:
         """Return the column of scheme names."""
@@ -258,10 +268,15 @@ class Encoding:
         """
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
-        data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
-        data, starts = place(self.sizes.data) if place else (build.empty(data_at[-1], np.uint8), data_at[:-1])
+        data_at, scales_at, zeros_at = self._offsets()
+        targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
+        if place is None:
+            data = build.empty(data_at[-1], np.uint8)
+        else:
+            sizes = np.diff(data_at)
+            data, starts = place(sizes)
+            targets[0] = starts, starts + sizes
         scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
-        targets = [(starts, starts + self.sizes.data), *((at[:-1], at[1:]) for at in (scales_at, zeros_at))]
         reads = [self._read_by_kernels(part) for part in self.parts]
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
@@ -300,7 +315,7 @@ class Encoding:
         """Turn the statuses of pieces into failures of rows."""
         for read in reads:
             pieces, status = read.pieces, read.status
-            for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
+            for k in (status >= 0).nonzero()[0][::-1]:  # the first bad piece of a row has the last word
                 row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
                 self.failures[row] = _value_error(read.part.weights, read.part.scheme, row, position)
 

@@ -83,11 +83,25 @@ class Pieces(NamedTuple):
 
 
 def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
-    """Return what rows take; of equal rows, such as embeddings or one layer, only one is computed, and kept."""
-    n = lengths.size
-    if n == 0 or (n > 1 and ((lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any())):
+    """Return what rows take."""
+    if not _are_equal(lengths, row_lengths):
         return scheme.codec.sizes(lengths, row_lengths, scheme.params)
-    return Sizes(*(build.filled(n, size) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
+    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    return Sizes(*(build.filled(lengths.size, size) for size in one))
+
+
+def offsets_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
+    """Return where rows begin in what they take, one after the other, and where the last ends: n + 1 offsets each."""
+    if not _are_equal(lengths, row_lengths):
+        return Sizes(*map(build.offsets_of, scheme.codec.sizes(lengths, row_lengths, scheme.params)))
+    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    return Sizes(*(build.equal_offsets(lengths.size, size) for size in one))
+
+
+def _are_equal(lengths: Array, row_lengths: Array) -> bool:
+    """Whether rows are alike, as embeddings and a single layer are, so that one stands for all."""
+    n = lengths.size
+    return n == 1 or (n > 1 and bool((lengths == lengths[0]).all() and (row_lengths == row_lengths[0]).all()))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -163,6 +177,9 @@ def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
 def slices(lengths: Array) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
     ends = lengths.cumsum()
+    if ends.size and ends[-1] <= SLICE_SIZE:
+        yield 0, ends.size
+        return
     first = 0
     while first < lengths.size:
         done = ends[first - 1] if first else 0
