@@ -47,6 +47,13 @@ def filled(n: int, value: int) -> Array:
     return array
 
 
+def copied(array: Array) -> Array:
+    """Return a copy as int64, of the pool's memory."""
+    copy = empty(array.size, np.int64)
+    copy[:] = array
+    return copy
+
+
 def bitmap(valid: Array) -> pa.Buffer | None:
     """Return which rows are not null as Arrow has it; None where none is."""
     return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
@@ -76,6 +83,11 @@ def doubles(values: Array, mask: pa.Buffer | None) -> pa.Array:
 def equal_offsets(n: int, size: int) -> Array:
     """Return `offsets_of` n equal sizes, read-only: batches of a stream are as long as the one before."""
     return (_equal_offsets if n <= _MOST_KEPT else _equal_offsets.__wrapped__)(n, size)
+
+
+def positions(n: int) -> Array:
+    """Return the numbers from 0 to n - 1, read-only."""
+    return equal_offsets(n, 1)[:-1]
 
 
 @functools.lru_cache(maxsize=16)

@@ -135,14 +135,14 @@ class Encoding:
         self.valid = np.zeros(active.size, bool)
         self.lengths = np.zeros(active.size, np.int64)
         self.parts = self._read(weights, wanted_schemes(scheme, active, self.failures), active)
-        self.row_lengths = self.lengths.copy()
+        self.row_lengths = self.lengths  # of rows without a shape
         self._refuse_importance(importance)
         self._read_shapes(shape)
 
     def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
         dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
-        read = {}
+        read: dict[str | None, Weights] = {}
         for dtype in dtypes:
             mine = active
             if len(wanted) != 1 or wanted[0][1].size != active.size:
@@ -161,7 +161,7 @@ class Encoding:
             column.fail_null_elements()
             self.failures.update(column.failures)
             self.valid |= column.valid
-            self.lengths += column.lengths
+            self.lengths = self.lengths + column.lengths if read else column.lengths
             read[dtype] = column
         return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted if scheme.input_dtype in read]
 
@@ -183,6 +183,7 @@ class Encoding:
         given = [None] * self.valid.size if shape is None else shape
         if not isinstance(given, list):
             given = arrow.read_lists(given, "shape")
+        self.row_lengths = self.lengths.copy()
         for part in self.parts:
             known: dict[tuple[int, ...], int] = {}
             for row in part.rows[self.valid[part.rows]].tolist():

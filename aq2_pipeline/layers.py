@@ -239,14 +239,15 @@ def _schemes(
     choose: Any,
     failures: dict[int, Aq2Error],
 ) -> Any:
-    """Return the scheme, or a column of them; a policy reads the whole tensor's shape where a row is a chunk."""
+    """Return the scheme, or those of the rows where they differ; a policy reads a chunk's whole tensor's shape."""
     if not (callable(choose) or columns.chunks or failures):
         return choose
     shapes = shapes or [None] * len(batch)
     chunks, starts, wholes = _chunks(batch) if columns.chunks else ([None] * len(batch),) * 3
     given = choose.to_pylist() if isinstance(choose, pa.Array) else [choose] * len(batch)
     wanted: list[Scheme | None] = [None] * len(batch)
-    for row in np.flatnonzero(arrow.validity(batch["weights"])).tolist():
+    active = arrow.validity(batch["weights"]).nonzero()[0].tolist()
+    for row in active:
         if row in failures or given[row] is None:
             continue
         shape, start, whole = shapes[row], starts[row], wholes[row]
@@ -259,7 +260,8 @@ def _schemes(
             failures[row] = error.at(row=row)
         else:
             wanted[row] = scheme
-    return wanted
+    first = wanted[active[0]] if active else None
+    return wanted if first is None or any(wanted[row] is not first for row in active) else first
 
 
 def _chunks(batch: pa.RecordBatch) -> tuple[list[int | None], list[int | None], list[list[int] | None]]:

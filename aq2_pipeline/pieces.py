@@ -101,7 +101,10 @@ def offsets_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
 def _are_equal(lengths: Array, row_lengths: Array) -> bool:
     """Whether rows are alike, as embeddings and a single layer are, so that one stands for all."""
     n = lengths.size
-    return n == 1 or (n > 1 and bool((lengths == lengths[0]).all() and (row_lengths == row_lengths[0]).all()))
+    if n < 2:  # noqa: PLR2004 - one row, or none
+        return n == 1
+    same = row_lengths is lengths or bool((row_lengths == row_lengths[0]).all())
+    return same and bool((lengths == lengths[0]).all())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -128,7 +131,7 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, most: t
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
     if lengths.max(initial=0) <= most[0]:
-        return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
+        return Pieces(rows, build.filled(rows.size, 0), lengths, row_lengths, whole=True)
     pairs = list(zip(lengths.tolist(), row_lengths.tolist(), strict=True))
     known = {pair: _steps(scheme, *pair, *most) for pair in set(pairs)}
     stride, step, inside, sliced = np.array([known[pair] for pair in pairs], np.int64).T
@@ -288,7 +291,7 @@ def wanted_schemes(
     if isinstance(scheme, list):
         return _listed(scheme, active, failures)
     if not isinstance(scheme, pa.Array):
-        return [(schemes.parse(scheme), np.arange(active.size))]
+        return [(schemes.parse(scheme), build.positions(active.size))]
     return _told(arrow.decoded(scheme), active, failures, stored=stored)
 
 
