@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from aq2_pipeline import views
+from aq2_pipeline import build, views
 from aq2_pipeline.errors import InputTypeError, InputValueError
 from aq2_pipeline.shapes import nested_shape
 from aq2_pipeline.weights import NUMPY_OF_DTYPE, Weights, frozen_view
@@ -80,7 +80,7 @@ def _spans(array: pa.Array) -> tuple[Array, Array]:
         return starts, starts + _elements(buffers[2], wide, first, n)
     wide = np.int64 if pt.is_large_list(kind) or pt.is_large_binary(kind) or pt.is_large_string(kind) else np.int32
     offsets = _elements(buffers[1], wide, first, n + 1 if n else 0)
-    return offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
+    return build.copied(offsets[:-1]), build.copied(offsets[1:])
 
 
 def _checked(weights: Weights, size: int) -> None:

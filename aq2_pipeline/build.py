@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Elements below which NumPy has memory faster.
 _FEW = 1 << 12
-#: Rows up to which a column of equal names is kept for the next call.
+#: Rows up to which equal offsets, and a column of equal names, are kept for the next call.
 _MOST_KEPT = 1 << 17
 _FLOAT, _DOUBLE, _INT, _BYTES = pa.float32(), pa.float64(), pa.int64(), pa.large_binary()
 
@@ -47,6 +47,13 @@ def filled(n: int, value: int) -> Array:
     return array
 
 
+def copied(array: Array) -> Array:
+    """Return a copy as int64, of the pool's memory."""
+    copy = empty(array.size, np.int64)
+    copy[:] = array
+    return copy
+
+
 def bitmap(valid: Array) -> pa.Buffer | None:
     """Return which rows are not null as Arrow has it; None where none is."""
     return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
@@ -73,15 +80,32 @@ def doubles(values: Array, mask: pa.Buffer | None) -> pa.Array:
     return pa.Array.from_buffers(_DOUBLE, values.size, [mask, pa.py_buffer(values)])
 
 
+def equal_offsets(n: int, size: int) -> Array:
+    """Return `offsets_of` n equal sizes, read-only: batches of a stream are as long as the one before."""
+    return (_equal_offsets if n <= _MOST_KEPT else _equal_offsets.__wrapped__)(n, size)
+
+
+def positions(n: int) -> Array:
+    """Return the numbers from 0 to n - 1, read-only."""
+    return equal_offsets(n, 1)[:-1]
+
+
+@functools.lru_cache(maxsize=16)
+def _equal_offsets(n: int, size: int) -> Array:
+    offsets = filled(n + 1, size)
+    offsets[0] = 0
+    offsets.cumsum(out=offsets)
+    offsets.flags.writeable = False
+    return offsets
+
+
 @functools.lru_cache(maxsize=8)
 def _repeated(name: str, n: int) -> tuple[pa.Buffer, pa.Buffer]:
-    """Return the offsets and the data of n equal names; batches of a stream are as long as the one before."""
+    """Return the offsets and the data of n equal names."""
     one = np.array(name.encode())
-    offsets = filled(n + 1, one.itemsize)
-    offsets[0] = 0
     data = empty(n * one.itemsize, np.uint8)
     data.view(one.dtype)[:] = one
-    return pa.py_buffer(offsets.cumsum(out=offsets)), pa.py_buffer(data)
+    return pa.py_buffer(equal_offsets(n, one.itemsize)), pa.py_buffer(data)
 
 
 def texts(names: Sequence[str], index: Array, valid: Array, mask: pa.Buffer | None) -> pa.Array:

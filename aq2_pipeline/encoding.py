@@ -18,6 +18,7 @@ from aq2_pipeline.pieces import (
     frozen,
     in_order,
     most_at_once,
+    offsets_of,
     plans,
     sizes_of,
     slices,
@@ -120,8 +121,6 @@ class Encoding:
     parts : list of Part
     lengths, row_lengths : int64 arrays
         Weights a row, and a matrix row; 0 where the row is null.
-    sizes : Sizes
-        What each row takes.
     valid : bool array
     failures : dict
         Row -> what is wrong with it.
@@ -142,15 +141,14 @@ class Encoding:
         self.valid = np.zeros(active.size, bool)
         self.lengths = np.zeros(active.size, np.int64)
         self.parts = self._read(weights, wanted_schemes(scheme, active, self.failures), active)
-        self.row_lengths = self.lengths.copy()
+        self.row_lengths = self.lengths  # of rows without a shape
         self._refuse_importance(importance)
         self._read_shapes(shape)
-        self.sizes = self._sizes()
 
     def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
         dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
-        read = {}
+        read: dict[str | None, Weights] = {}
         for dtype in dtypes:
             mine = active
             if len(wanted) != 1 or wanted[0][1].size != active.size:
@@ -169,7 +167,7 @@ class Encoding:
             column.fail_null_elements()
             self.failures.update(column.failures)
             self.valid |= column.valid
-            self.lengths += column.lengths
+            self.lengths = self.lengths + column.lengths if read else column.lengths
             read[dtype] = column
         return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted if scheme.input_dtype in read]
 
@@ -191,6 +189,7 @@ class Encoding:
         given = [None] * self.valid.size if shape is None else shape
         if not isinstance(given, list):
             given = arrow.read_lists(given, "shape")
+        self.row_lengths = self.lengths.copy()
         for part in self.parts:
             known: dict[tuple[int, ...], int] = {}
             for row in part.rows[self.valid[part.rows]].tolist():
@@ -209,8 +208,15 @@ class Encoding:
         self.valid[row] = False
         self.lengths[row] = self.row_lengths[row] = 0
 
-    def _sizes(self) -> Sizes:
-        if len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size:
+    @property
+    def _is_uniform(self) -> bool:
+        """Whether all rows want one scheme."""
+        return len(self.parts) == 1 and self.parts[0].rows.size == self.lengths.size
+
+    @property
+    def sizes(self) -> Sizes:
+        """What each row takes."""
+        if self._is_uniform:
             return sizes_of(self.parts[0].scheme, self.lengths, self.row_lengths)
         whole = Sizes(*(np.zeros_like(self.lengths) for _ in Sizes._fields))
         for part in self.parts:
@@ -218,6 +224,11 @@ class Encoding:
             for target, found in zip(whole, sizes, strict=True):
                 target[part.rows] = found
         return whole
+
+    def _offsets(self) -> Sizes:
+        if self._is_uniform:
+            return offsets_of(self.parts[0].scheme, self.lengths, self.row_lengths)
+        return Sizes(*map(build.offsets_of, self.sizes))
 
     def names(self, mask: pa.Buffer | None) -> pa.Array:
         """Return the column of scheme names."""
@@ -267,10 +278,15 @@ class Encoding:
         """
         from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
 
-        data_at, scales_at, zeros_at = (build.offsets_of(column) for column in self.sizes)
-        data, starts = place(self.sizes.data) if place else (build.empty(data_at[-1], np.uint8), data_at[:-1])
+        data_at, scales_at, zeros_at = self._offsets()
+        targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
+        if place is None:
+            data = build.empty(data_at[-1], np.uint8)
+        else:
+            sizes = np.diff(data_at)
+            data, starts = place(sizes)
+            targets[0] = starts, starts + sizes
         scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
-        targets = [(starts, starts + self.sizes.data), *((at[:-1], at[1:]) for at in (scales_at, zeros_at))]
         reads = [self._read_by_kernels(part) for part in self.parts]
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
@@ -309,7 +325,7 @@ class Encoding:
         """Turn the statuses of pieces into failures of rows."""
         for read in reads:
             pieces, status = read.pieces, read.status
-            for k in np.flatnonzero(status >= 0)[::-1]:  # the first bad piece of a row has the last word
+            for k in (status >= 0).nonzero()[0][::-1]:  # the first bad piece of a row has the last word
                 row, position = int(pieces.rows[k]), int(pieces.offsets[k] + status[k])
                 self.failures[row] = _value_error(read.part.weights, read.part.scheme, row, position)
 

@@ -117,6 +117,7 @@ def flat_schema(schema: pa.Schema, *, with_error: bool) -> pa.Schema:
 def quantize_rows(
     batch: pa.RecordBatch,
     columns: Columns,
+    schema: pa.Schema,
     choose: Callable[..., str] | Any,
     first_row: int,
     n_threads: int | None,
@@ -130,6 +131,8 @@ def quantize_rows(
     ----------
     batch : pyarrow.RecordBatch
     columns : Columns
+    schema : pyarrow.Schema
+        Of the flat table; with the column `error` where failed rows are kept.
     choose : callable, Scheme or pyarrow.Array
         ``choose(name, shape)`` of a policy, or the schemes themselves.
     first_row : int
@@ -165,7 +168,7 @@ def quantize_rows(
     fields = {
         "layer_name": batch["layer_name"],
         **{name: quantized.field(name) for name in ("quantized_data", "scales", "zero_points")},
-        "shape": pa.array(shapes or [None] * len(batch), layout.INTS),
+        "shape": pa.nulls(len(batch), layout.INTS) if shapes is None else pa.array(shapes, layout.INTS),
         "bit_width": _bit_widths(stored, scheme),
         "scheme": stored,
         "row_length": quantized.field("row_length"),
@@ -173,7 +176,6 @@ def quantize_rows(
     }
     if keep:
         fields["error"] = pa.array([str(failures[row]) if row in failures else None for row in range(len(batch))])
-    schema = flat_schema(batch.schema, with_error=keep)
     return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema), len(failures)
 
 
@@ -237,14 +239,15 @@ def _schemes(
     choose: Any,
     failures: dict[int, Aq2Error],
 ) -> Any:
-    """Return the scheme, or a column of them; a policy reads the whole tensor's shape where a row is a chunk."""
+    """Return the scheme, or those of the rows where they differ; a policy reads a chunk's whole tensor's shape."""
     if not (callable(choose) or columns.chunks or failures):
         return choose
     shapes = shapes or [None] * len(batch)
     chunks, starts, wholes = _chunks(batch) if columns.chunks else ([None] * len(batch),) * 3
     given = choose.to_pylist() if isinstance(choose, pa.Array) else [choose] * len(batch)
     wanted: list[Scheme | None] = [None] * len(batch)
-    for row in np.flatnonzero(arrow.validity(batch["weights"])).tolist():
+    active = arrow.validity(batch["weights"]).nonzero()[0].tolist()
+    for row in active:
         if row in failures or given[row] is None:
             continue
         shape, start, whole = shapes[row], starts[row], wholes[row]
@@ -257,7 +260,8 @@ def _schemes(
             failures[row] = error.at(row=row)
         else:
             wanted[row] = scheme
-    return wanted
+    first = wanted[active[0]] if active else None
+    return wanted if first is None or any(wanted[row] is not first for row in active) else first
 
 
 def _chunks(batch: pa.RecordBatch) -> tuple[list[int | None], list[int | None], list[list[int] | None]]:

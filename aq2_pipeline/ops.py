@@ -118,7 +118,7 @@ def quantize_tensors(
     made: list[bytes] = []
 
     def place(sizes: Array) -> tuple[Array, Array]:
-        made[:] = map(new_bytes, sizes.tolist())
+        made[:] = new_bytes(sizes.tolist())
         return window([np.frombuffer(data, np.uint8) for data in made], writable=True)
 
     shapes = [list(array.shape) for array in tensors.arrays]

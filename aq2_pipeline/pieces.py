@@ -83,11 +83,28 @@ class Pieces(NamedTuple):
 
 
 def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
-    """Return what rows take; of equal rows, such as embeddings or one layer, only one is computed, and kept."""
-    n = lengths.size
-    if n == 0 or (n > 1 and ((lengths != lengths[0]).any() or (row_lengths != row_lengths[0]).any())):
+    """Return what rows take."""
+    if not _are_equal(lengths, row_lengths):
         return scheme.codec.sizes(lengths, row_lengths, scheme.params)
-    return Sizes(*(build.filled(n, size) for size in _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))))
+    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    return Sizes(*(build.filled(lengths.size, size) for size in one))
+
+
+def offsets_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
+    """Return where rows begin in what they take, one after the other, and where the last ends: n + 1 offsets each."""
+    if not _are_equal(lengths, row_lengths):
+        return Sizes(*map(build.offsets_of, scheme.codec.sizes(lengths, row_lengths, scheme.params)))
+    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    return Sizes(*(build.equal_offsets(lengths.size, size) for size in one))
+
+
+def _are_equal(lengths: Array, row_lengths: Array) -> bool:
+    """Whether rows are alike, as embeddings and a single layer are, so that one stands for all."""
+    n = lengths.size
+    if n < 2:  # noqa: PLR2004 - one row, or none
+        return n == 1
+    same = row_lengths is lengths or bool((row_lengths == row_lengths[0]).all())
+    return same and bool((lengths == lengths[0]).all())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,7 +131,7 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, most: t
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
     if lengths.max(initial=0) <= most[0]:
-        return Pieces(rows, np.zeros_like(rows), lengths, row_lengths, whole=True)
+        return Pieces(rows, build.filled(rows.size, 0), lengths, row_lengths, whole=True)
     pairs = list(zip(lengths.tolist(), row_lengths.tolist(), strict=True))
     known = {pair: _steps(scheme, *pair, *most) for pair in set(pairs)}
     stride, step, inside, sliced = np.array([known[pair] for pair in pairs], np.int64).T
@@ -163,6 +180,9 @@ def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
 def slices(lengths: Array) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold at most `SLICE_SIZE` weights; a longer piece stands alone."""
     ends = lengths.cumsum()
+    if ends.size and ends[-1] <= SLICE_SIZE:
+        yield 0, ends.size
+        return
     first = 0
     while first < lengths.size:
         done = ends[first - 1] if first else 0
@@ -294,7 +314,7 @@ def wanted_schemes(
     if isinstance(scheme, list):
         return _listed(scheme, active, failures)
     if not isinstance(scheme, pa.Array):
-        return [(schemes.parse(scheme), np.arange(active.size))]
+        return [(schemes.parse(scheme), build.positions(active.size))]
     return _told(arrow.decoded(scheme), active, failures, stored=stored)
 
 

@@ -93,8 +93,8 @@ class ArrowQuantV2:
             Rows with null weights are null.
         """
         reader = _reader(table)
-        batches = list(self._batches(reader, bit_width, scheme, threads, continue_on_error, "quantize_arrow"))
-        return pa.Table.from_batches(batches, flat_schema(reader.schema, with_error=continue_on_error))
+        schema, batches = self._batches(reader, bit_width, scheme, threads, continue_on_error, "quantize_arrow")
+        return pa.Table.from_batches(list(batches), schema)
 
     def quantize_arrow_batch(
         self,
@@ -114,7 +114,8 @@ class ArrowQuantV2:
             batch = pa.RecordBatch.from_arrays(columns, schema=table.schema)
         reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
         # Unpacked, not taken with next(): the generator warns of failed rows at its end.
-        [result] = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)
+        _, batches = self._batches(reader, bit_width, scheme, threads, continue_on_error, name)
+        [result] = batches
         return result
 
     def quantize_stream(
@@ -132,8 +133,7 @@ class ArrowQuantV2:
         `pyarrow.RecordBatchReader` or anything with ``__arrow_c_stream__``.
         """
         source = _reader(reader)
-        batches = self._batches(source, bit_width, scheme, threads, continue_on_error, "quantize_stream")
-        schema = flat_schema(source.schema, with_error=continue_on_error)
+        schema, batches = self._batches(source, bit_width, scheme, threads, continue_on_error, "quantize_stream")
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def dequantize_arrow(self, table: Any, *, threads: int | None = None) -> pa.Table:
@@ -164,8 +164,8 @@ class ArrowQuantV2:
         threads: int | None,
         keep: bool,  # noqa: FBT001
         caller: str,
-    ) -> Iterator[pa.RecordBatch]:
-        """Check the arguments at once; then quantize batch by batch."""
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Check the arguments at once; then quantize batch by batch. Returns the results' schema, and them."""
         columns = input_columns(reader.schema, caller)
         if scheme is None:
             policy.policy_scheme(None, None, bit_width, self.mode)
@@ -173,7 +173,8 @@ class ArrowQuantV2:
             scheme = scheme_argument(scheme)
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode) if scheme is None else scheme
         n_threads = thread_count(threads) or self.threads
-        return _quantized_batches(reader, columns, choose, n_threads, keep, caller)
+        schema = flat_schema(reader.schema, with_error=keep)
+        return schema, _quantized_batches(reader, columns, schema, choose, n_threads, keep, caller)
 
     # --- Dicts -------------------------------------------------------------------------------------------------------
 
@@ -319,6 +320,7 @@ class ArrowQuantV2:
 def _quantized_batches(
     reader: pa.RecordBatchReader,
     columns: Any,
+    schema: pa.Schema,
     choose: Any,
     n_threads: int | None,
     keep: bool,  # noqa: FBT001
@@ -327,7 +329,7 @@ def _quantized_batches(
     row = n_failed = 0
     for batch in reader:
         chosen = choose.slice(row, len(batch)) if isinstance(choose, pa.Array) else choose
-        result, failed = quantize_rows(batch, columns, chosen, row, n_threads, keep=keep, caller=caller)
+        result, failed = quantize_rows(batch, columns, schema, chosen, row, n_threads, keep=keep, caller=caller)
         n_failed += failed
         row += len(batch)
         waiting = [result]

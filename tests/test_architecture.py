@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "windows": set(),
     "views": {"windows"},
     "shapes": set(),
-    "arrow": {"layout", "errors", "shapes", "views", "weights"},
+    "arrow": {"build", "layout", "errors", "shapes", "views", "weights"},
     "build": {"layout", "weights"},
     "columns": {"arrow", "layout", "tensors", "weights", "windows"},
     "tensors": {"errors", "layout"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -199,3 +200,27 @@ def test_extra_memory_is_the_output():
     assert given > 419_000_000
     assert 52_000_000 < output < 70_000_000
     assert extra <= output + 64 * 2**20
+
+
+AGAIN = """
+import resource
+import numpy as np
+from aq2_pipeline import ArrowQuantV2
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    quantizer.quantize_batch(layers)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+quantizer = ArrowQuantV2("base", threads=1)
+layers = dict.fromkeys(map(str, range(40)), np.ones(1 << 19, np.float32))
+new_pages()
+print(new_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other heaps have other rules")
+def test_results_that_are_freed_leave_their_memory_to_the_next():
+    """Ten megabytes of bytes touch next to no fresh pages the second time."""
+    done = subprocess.run([sys.executable, "-c", AGAIN], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 200
