@@ -65,6 +65,9 @@ ORDINARY = (
     "aq2_quantize(x, 'int8_g3')",
     "aq2_quantization_error(w, s, sh)",
     "aq2_quantization_error(a, b::UTINYINT)",
+    "aq2_weight_stats(w)",
+    "aq2_weight_stats(a)",
+    "aq2_weight_stats(x)",
 )
 
 
@@ -87,6 +90,71 @@ def test_dequantize_needs_no_python(both, monkeypatch):
     found = native.sql("SELECT aq2_dequantize(q) AS q FROM q ORDER BY id").to_arrow_table()
     monkeypatch.undo()
     assert found.equals(arrow.sql("SELECT aq2_dequantize(q) AS q FROM q ORDER BY id").to_arrow_table())
+
+
+def edge_rows():
+    """Return rows whose figures are special: outliers, zeros, values that are not finite, of one value, of none."""
+    bad, far = bell(9001, 2), bell(12_289, 3)
+    bad[[0, 4095, 4096, 9000]] = np.nan, np.inf, -np.inf, np.nan
+    far[[1, 4096, 12_288]] = 40, -50, 60
+    few = [[], [np.nan], [np.inf, -np.inf], [-0.0], [0.0, -0.0], [1e-45, -1e-45, 3e-39], [3.4e38, -3.4e38], [7.0]]
+    few += [np.append(np.zeros(99), 1), np.append(np.full(99, np.nan), 1), np.full(5000, 0.1), None]
+    rows = [None if row is None else np.asarray(row, np.float32) for row in few]
+    return [*rows, bad, far, bell(4095), bell(4096), bell(4097), bell(17) * np.float32(1e30)]
+
+
+def stats_bits(rows):
+    """Return statistics as bits, NULLs and the signs of zeros included."""
+    fields = rows.combine_chunks().flatten()
+    return [(field.is_null().to_pylist(), field.fill_null(0).to_numpy().tobytes()) for field in fields]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_statistics_of_edge_rows_need_no_python(both, monkeypatch, order):
+    """Rows with special figures, of one chunk or of some: compiled, and equal bit for bit."""
+    rows = edge_rows()[::order]
+    source = pa.table({"w": column(*rows, *(bell(k % 9, k) for k in range(2048)), *rows)})
+    query = "SELECT aq2_weight_stats(w) AS q FROM source"
+    for con in both:
+        con.register("source", source)
+    monkeypatch.setattr(general, "call", None)
+    found = both[1].sql(query).to_arrow_table()["q"]
+    monkeypatch.undo()
+    expected = both[0].sql(query).to_arrow_table()["q"]
+    assert stats_bits(found) == stats_bits(expected)
+    assert found.null_count == expected.null_count == 2
+    assert sum(row["outlier_ratio"] not in (None, 0.0) for row in found.to_pylist() if row) == 4
+
+
+@pytest.mark.parametrize("n", [0, 1, 2048, 2049])
+def test_statistics_of_vectors_that_end_between_rows(both, monkeypatch, n):
+    """0, 1, 2048 and 2049 rows, the first NULL: the struct is NULL with all of its children."""
+    query = f"SELECT aq2_weight_stats(CASE WHEN id > 0 THEN [id, 1]::FLOAT[] END) AS q FROM range({n}) r(id)"
+    monkeypatch.setattr(general, "call", None)
+    found = both[1].sql(query).to_arrow_table()["q"]
+    monkeypatch.undo()
+    assert len(found) == n
+    assert found.null_count == min(n, 1)
+    assert stats_bits(found) == stats_bits(both[0].sql(query).to_arrow_table()["q"])
+
+
+def test_statistics_of_null_elements_are_left_to_python(both, monkeypatch):
+    """A chunk with a NULL element is declined, the chunks around it are not; the element is not finite."""
+    sizes, answer = [], general.call
+
+    def counted(function, columns, **options):
+        sizes.append(len(columns[0]))
+        return answer(function, columns, **options)
+
+    query = """SELECT aq2_weight_stats(w) AS q FROM (SELECT id, [id::FLOAT, CASE WHEN id <> 3000 THEN 2::FLOAT END] AS w
+               FROM range(5000) r(id)) ORDER BY id"""
+    monkeypatch.setattr(general, "call", counted)
+    found = both[1].sql(query).to_arrow_table()["q"]
+    monkeypatch.undo()
+    assert len(sizes) == 1
+    assert sizes[0] <= 2048
+    assert found[3000].as_py()["non_finite"] == 1
+    assert stats_bits(found) == stats_bits(both[0].sql(query).to_arrow_table()["q"])
 
 
 WEIGHTS = (

@@ -46,6 +46,19 @@ N_COUNTS = 2
 N_FINITE, MEAN, M2, M3, M4, MIN, MAX = range(7)
 N_MOMENTS = 7
 
+#: An outlier lies further than this many standard deviations from the mean.
+OUTLIER_STDS = 6.0
+
+
+def deviation(n: Any, m2: Any) -> Any:
+    """Return the standard deviation of n values; NaN of none. For arrays in NumPy and for numbers in bodies."""
+    return np.sqrt(m2 / n)
+
+
+def is_far(mean: Any, reach: Any, low: Any, high: Any) -> Any:
+    """Whether an extreme lies further than the reach from the mean: most rows have no outlier to count."""
+    return np.maximum(high - mean, mean - low) > reach
+
 
 @helper
 def lanes_of(lanes: Any) -> Any:

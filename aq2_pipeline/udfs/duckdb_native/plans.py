@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aq2_pipeline import schemes
-from aq2_pipeline.codecs import Sizes
-from aq2_pipeline.ops import error_figures
 from aq2_pipeline.udfs.duckdb_native import tables
 from aq2_pipeline.udfs.duckdb_native.capi import TypeId
-from aq2_pipeline.udfs.duckdb_native.vectors import numbers, write
+from aq2_pipeline.udfs.duckdb_native.finishing import FINISH
+from aq2_pipeline.udfs.duckdb_native.vectors import numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +65,6 @@ _KERNELS = {
     "quantization_error": ("error", tables.S_ERROR),
 }
 _FIELDS = tuple(_KERNELS)
-_SIZED = (tables.R_LENGTH, tables.R_DATA, tables.R_SCALES, tables.R_ZEROS)
 
 
 def _pointer(callback: Any) -> int:
@@ -89,7 +87,7 @@ class Plans:
         self.calls: dict[tuple[Any, ...], Ints] = {}
         resolve, settle = CALLBACK(self._resolve), CALLBACK(self._settle)
         self.kept += [resolve, settle]
-        self.finish = CALLBACK(_finish_errors)
+        self.finish = {name: CALLBACK(finish) for name, finish in FINISH.items()}
         self.state[tables.SCHEMES] = self.schemes.ctypes.data
         self.state[tables.NAMES] = self.names.ctypes.data
         self.state[tables.SIZES] = self.sizes.ctypes.data
@@ -201,17 +199,18 @@ class Plans:
             self.calls.setdefault(key, record)
         return int(self.calls[key].ctypes.data)
 
-    def record_of(self, general: Any) -> Ints:
+    def record_of(self, function: Function, general: Any) -> Ints:
         """Return a record for a function that has its general body only, so far."""
         record = np.zeros(tables.N_RECORD, np.int64)
-        record[tables.FINISH] = _pointer(self.finish)
+        if function.name in self.finish:
+            record[tables.FINISH] = _pointer(self.finish[function.name])
         record[tables.GENERAL] = _pointer(general)
         record[tables.STATE] = self.state.ctypes.data
         return record
 
     def speed_up(self, function: Function, record: Ints, call: int) -> None:
         """Compile the fast body of a function at the first call that has use for it."""
-        if record[tables.FAST] == 0 and function.name in _KERNELS and self.is_fast(call):
+        if record[tables.FAST] == 0 and self.is_fast(call):
             from aq2_pipeline.udfs.duckdb_native import fast  # noqa: PLC0415 - it loads Numba
 
             body = getattr(fast, function.name, None)
@@ -225,9 +224,12 @@ class Plans:
         if function == "dequantize":
             record[tables.B_FAST] = kinds[0] == _QUANTIZED
             return
-        if function not in _KERNELS:
+        if function not in (*_KERNELS, "weight_stats"):
             return
         record[tables.B_WEIGHTS], record[tables.B_WIDTH] = _weights(kinds[0])
+        if function == "weight_stats":
+            record[tables.B_FAST] = record[tables.B_WEIGHTS] != 0
+            return
         if kinds[1] == _TEXT:  # a constant, too: the API cuts it at a NUL character, the column does not
             record[tables.B_SCHEME] = tables.TEXTS
         elif scheme is not None:
@@ -259,19 +261,3 @@ def _weights(kind: tuple[Any, ...]) -> tuple[int, int]:
     if kind[0] == TypeId.ARRAY and kind[1] == (TypeId.FLOAT,):
         return tables.ARRAYS, kind[2]
     return 0, 0
-
-
-def _finish_errors(result: int, address: int, n: int) -> int:
-    """Make the figures of `quantization_error` from the sums of a chunk, by the code of every engine; 0 is good."""
-    from aq2_pipeline.kernels.moments import N_ERROR_SUMS  # noqa: PLC0415 - it loads Numba
-
-    try:
-        rows = numbers(address, np.int64, tables.N_ROW * n).reshape(tables.N_ROW, n)
-        at = address + 8 * (tables.N_ROW * n + tables.MOST_AXES)
-        sums = numbers(at, np.float64, N_ERROR_SUMS * n).reshape(n, N_ERROR_SUMS)
-        valid = rows[tables.R_SCHEME] != tables.NULL_ROW
-        lengths, *sizes = (np.where(valid, rows[field], 0) for field in _SIZED)
-        write(result, error_figures(sums, lengths, Sizes(*sizes).n_bytes, valid))
-    except BaseException:  # noqa: BLE001 - the general body meets it again, and tells it
-        return -1
-    return 0
