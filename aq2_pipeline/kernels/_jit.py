@@ -197,7 +197,10 @@ class Kernel:
         if not hasattr(dispatcher, "enable_caching"):  # the JIT is off
             return dispatcher
         _cache(dispatcher, self.py_func)
-        if not self._read(dispatcher):
+        found = False
+        with contextlib.suppress(AttributeError):  # a Numba that is built otherwise reads by itself, in more time
+            found = self._read(dispatcher)
+        if not found:
             _find_blas()
             dispatcher.compile(self.signature)
         dispatcher.disable_compile()
