@@ -18,7 +18,7 @@ from aq2_pipeline import arrow, build, layout
 from aq2_pipeline.decoding import Decoding
 from aq2_pipeline.encoding import Encoding
 from aq2_pipeline.errors import Aq2Error
-from aq2_pipeline.statistics import figures, row_sums
+from aq2_pipeline.statistics import row_stats
 from aq2_pipeline.tensors import new_bytes
 from aq2_pipeline.windows import window
 
@@ -39,7 +39,6 @@ __all__ = [
     "quantization_error",
     "quantize",
     "quantize_tensors",
-    "stats_figures",
     "weight_stats",
 ]
 
@@ -180,14 +179,10 @@ def weight_stats(
     """
     read = arrow.read_weights(weights)
     _report(read.failures, failures)
-    return stats_figures(*row_sums(read, n_threads), read.lengths, read.valid)
-
-
-def stats_figures(counts: Array, state: Array, n_outliers: Array, lengths: Array, valid: Array) -> pa.StructArray:
-    """Return `layout.STATS` from what was counted and summed of each row, as `statistics.figures` takes it."""
-    mask, some = build.bitmap(valid), build.bitmap(valid & (lengths > 0))
-    fields = [build.integers(lengths, mask)]
-    for name, column in figures(counts, state, n_outliers).items():
+    found = row_stats(read, n_threads)
+    mask, some = build.bitmap(read.valid), build.bitmap(read.valid & (read.lengths > 0))
+    fields = [build.integers(read.lengths, mask)]
+    for name, column in found.items():
         if name in layout.COUNT_FIELDS:
             fields.append(build.integers(column, some))
         else:

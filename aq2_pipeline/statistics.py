@@ -12,11 +12,11 @@ from aq2_pipeline.pieces import cut_anywhere, frozen, in_order, most_at_once, sl
 if TYPE_CHECKING:
     from aq2_pipeline.weights import Array, Weights
 
-__all__ = ["figures", "row_sums"]
+__all__ = ["row_stats"]
 
 
-def row_sums(weights: Weights, n_threads: int | None) -> tuple[Array, Array, Array]:
-    """Return the counts, the moments and the outliers of each row, as `figures` takes them.
+def row_stats(weights: Weights, n_threads: int | None) -> dict[str, Array]:
+    """Return the fields of `layout.STATS` but `count`, a row an entry; figures that are not defined are NaN.
 
     Null elements count as values that are not finite.
     """
@@ -36,9 +36,11 @@ def row_sums(weights: Weights, n_threads: int | None) -> tuple[Array, Array, Arr
         for steps in in_order(pieces, slices(pieces.lengths))
     )
     threads.run(calls, n_threads)
-    n, mean, m2, _, _, low, high = (np.ascontiguousarray(column) for column in state.T)
+    n, mean, m2, _, m4, low, high = (np.ascontiguousarray(column) for column in state.T)
     with np.errstate(divide="ignore", invalid="ignore"):
-        reach = moments.OUTLIER_STDS * moments.deviation(n, m2)
+        std = moments.deviation(n, m2)
+        abs_max, kurtosis = moments.shape_figures(n, m2, m4, low, high)
+    reach = moments.OUTLIER_STDS * std
     n_outliers = np.zeros(n_rows, np.int64)
     far = moments.is_far(mean, reach, low, high)
     steps_of_far = (
@@ -49,27 +51,8 @@ def row_sums(weights: Weights, n_threads: int | None) -> tuple[Array, Array, Arr
     bounds = (mean, reach, n_outliers)
     calls = ([step(rows.outlier_rows, n_scratch, a, b, *read, *bounds) for a, b in steps] for steps in steps_of_far)
     threads.run(calls, n_threads)
-    return counts, state, n_outliers
-
-
-def figures(counts: Array, state: Array, n_outliers: Array) -> dict[str, Array]:
-    """Return the fields of `layout.STATS` but `count`, a row an entry; figures that are not defined are NaN.
-
-    Parameters
-    ----------
-    counts : int64 array, [n_rows, n_counts]
-        As `kernels.moments` names them.
-    state : float64 array, [n_rows, n_moments]
-    n_outliers : int64 array
-    """
-    from aq2_pipeline.kernels import moments  # noqa: PLC0415 - as above
-
-    n, mean, m2, _, m4, low, high = (np.ascontiguousarray(column) for column in state.T)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        std = moments.deviation(n, m2)
-        kurtosis = n * m4 / (m2 * m2) - 3.0
     some = n > 0
-    found = {"min": low, "max": high, "mean": mean, "std": std, "abs_max": np.maximum(np.abs(low), np.abs(high))}
-    found |= {"kurtosis": kurtosis, "outlier_ratio": n_outliers / np.maximum(n, 1)}
+    figures = {"min": low, "max": high, "mean": mean, "std": std, "abs_max": abs_max}
+    figures |= {"kurtosis": kurtosis, "outlier_ratio": n_outliers / np.maximum(n, 1)}
     whole = {"zeros": counts[:, moments.ZEROS].copy(), "non_finite": counts[:, moments.NON_FINITE].copy()}
-    return whole | {name: np.where(some, column, np.nan) for name, column in found.items()}
+    return whole | {name: np.where(some, column, np.nan) for name, column in figures.items()}

@@ -60,6 +60,11 @@ def is_far(mean: Any, reach: Any, low: Any, high: Any) -> Any:
     return np.maximum(high - mean, mean - low) > reach
 
 
+def shape_figures(n: Any, m2: Any, m4: Any, low: Any, high: Any) -> Any:
+    """Return the largest magnitude and the excess kurtosis; NaN where no value deviates."""
+    return np.maximum(np.abs(low), np.abs(high)), n * m4 / (m2 * m2) - 3.0
+
+
 @helper
 def lanes_of(lanes: Any) -> Any:
     """Return the lanes of each sum as vectors, for a loop to keep in registers."""

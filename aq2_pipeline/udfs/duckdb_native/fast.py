@@ -34,7 +34,7 @@ from aq2_pipeline.udfs.duckdb_native.memory import (
     vector_data,
 )
 from aq2_pipeline.udfs.duckdb_native.reading import read_chunk, read_weights
-from aq2_pipeline.udfs.duckdb_native.summing import N_STATS, sum_rows
+from aq2_pipeline.udfs.duckdb_native.summing import N_SUMS, stats_rows
 from aq2_pipeline.udfs.duckdb_native.tables import (
     MOST_AXES,
     N_ROW,
@@ -248,17 +248,16 @@ def dequantize(info: Any, chunk: Any, result: Any) -> Any:
 
 @callback(BODY)
 def weight_stats(info: Any, chunk: Any, result: Any) -> Any:
-    """`aq2_weight_stats`; Python makes the figures, as it does those of errors."""
+    """`aq2_weight_stats`."""
     given, n = bind_data(info), chunk_size(chunk)
-    space = allocate(8 * N_STATS * n) if runs_fast(given) else 0
+    space = allocate(8 * (N_ROW * n + N_SUMS)) if runs_fast(given) else 0
     if space == 0:
         return 1
     rows = ints_out_at(space, N_ROW * n)
     status = np.int64(read_weights(ints_at(given, tables.N_BOUND), chunk_vector(chunk, 0), n, rows))
     if status == 0:
         before = keep_subnormals()
-        sum_rows(n, rows, space)
+        stats_rows(n, rows, result, space + 8 * N_ROW * n)
         restore_subnormals(before)
-        status = call_c(ints_at(extra_info(info), tables.N_RECORD)[tables.FINISH], result, space, n)
     free(space)
     return status

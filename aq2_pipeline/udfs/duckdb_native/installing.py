@@ -96,7 +96,7 @@ class _Native:
 
         self.function = function
         self.general = general.body_of(function)
-        self.record = plans.record_of(function, self.general)
+        self.record = plans.record_of(self.general)
         self.bind = binding.bind_of(function, plans, self.record)
         self.choose = bodies.choose
         self.body = self.choose.address()
