@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Weights that one call into a kernel takes at the most: 4 to 40 ms, so that an interrupt is answered.
 SLICE_SIZE = 1 << 23
 #: Weights of another type than float32 that are widened at a time; see `kernels.rows`.
-BLOCK_SIZE = 1 << 11
+BLOCK_SIZE = 1 << 10
 #: Weights of a longer group that are widened at a time.
 GROUP_SLICE_SIZE = 1 << 20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,29 @@ class QuantizedLayers(dict[str, dict[str, Any]]):
         return copy.copy(self)
 
 
+def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return nested lists of numbers as an array: `array` reads a list of floats in two thirds of NumPy's time."""
+    flat = array("d")
+    shape = _flatten(values, flat)
+    return np.frombuffer(flat, np.float64).reshape(shape) if flat else np.empty(shape)
+
+
+def _flatten(values: Any, flat: array[float]) -> tuple[int, ...]:
+    """Append the numbers of nested lists; return the shape. ValueError where lists differ in length."""
+    first = values[0] if values else None
+    if not isinstance(first, list | tuple):
+        if isinstance(first, bool):
+            msg = "bools are no weights"
+            raise TypeError(msg)
+        flat.fromlist(values if isinstance(values, list) else list(values))
+        return (len(values),)
+    shapes = {_flatten(inner, flat) for inner in values}
+    if len(shapes) > 1:
+        msg = "lists differ in length"
+        raise ValueError(msg)
+    return (len(values), *shapes.pop())
+
+
 class FromList:
     """A list that becomes an array when its turn comes."""
 
@@ -61,15 +85,19 @@ class FromList:
         return tuple(shape)
 
     def array(self) -> Any:
-        """Return the values as an array of floats; integers become float32."""
+        """Return the values as an array of floats; integers are taken, too."""
         try:
-            array = np.asarray(self.values)
-            if array.dtype.kind == "O":
-                array = np.asarray(self.values, np.float32)
+            return _floats(self.values)
+        except (TypeError, ValueError, OverflowError, AttributeError):
+            pass  # lists of something else, which NumPy may know or has the better words for
+        try:
+            found = np.asarray(self.values)
+            if found.dtype.kind == "O":
+                found = np.asarray(self.values, np.float32)
         except (TypeError, ValueError, OverflowError) as error:
             msg = f"the lists make no array of numbers: {error}"
             raise InputTypeError(msg, "nested lists must be equally long") from None
-        return array.astype(np.float32) if array.dtype.kind in "iu" else array
+        return found.astype(np.float32) if found.dtype.kind in "iu" else found
 
 
 def quantize_layers(
