@@ -17,7 +17,7 @@ from aq2_pipeline.pieces import (
     cut,
     frozen,
     in_order,
-    most_at_once,
+    longest_group,
     offsets_of,
     plans,
     sizes_of,
@@ -239,7 +239,7 @@ class Encoding:
 
     def _read_by_kernels(self, part: Part) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, most_at_once(part.weights))
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, longest_group(part.weights))
         *weights, n_scratch = source(part.weights, pieces)
         plan = _NO_PLANS
         if n_scratch:

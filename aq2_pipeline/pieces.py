@@ -113,7 +113,7 @@ def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
     return [int(size[0]) for size in sizes]
 
 
-def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, most: tuple[int, int] | None = None) -> Pieces:
+def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, longest: int | None = None) -> Pieces:
     """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does.
 
     Parameters
@@ -123,17 +123,16 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, most: t
         The rows to cut.
     lengths, row_lengths : int64 arrays
         Of all rows.
-    most : (int, int), optional
-        How many weights a piece may have, and one that is a single group; a longer
-        group is cut into slices, if its codec can measure them. Default `SLICE_SIZE`.
+    longest : int, optional
+        How many weights a piece may have that is a single group; a longer group is
+        cut into slices, if its codec can measure them. Default `SLICE_SIZE`.
     """
-    most = most or (SLICE_SIZE, SLICE_SIZE)
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
-    if lengths.max(initial=0) <= most[0]:
+    if lengths.max(initial=0) <= SLICE_SIZE:
         return Pieces(rows, build.filled(rows.size, 0), lengths, row_lengths, whole=True)
     pairs = list(zip(lengths.tolist(), row_lengths.tolist(), strict=True))
-    known = {pair: _steps(scheme, *pair, *most) for pair in set(pairs)}
+    known = {pair: _steps(scheme, *pair, SLICE_SIZE, longest or SLICE_SIZE) for pair in set(pairs)}
     stride, step, inside, sliced = np.array([known[pair] for pair in pairs], np.int64).T
     each = -(-stride // step)
     n = lengths // stride * each
@@ -167,13 +166,12 @@ def _steps(scheme: Scheme, length: int, row_length: int, longest: int, longest_g
     return group, max(longest_group // 64, 1) * 64, 1, 1
 
 
-def cut_anywhere(lengths: Array, size: int | None = None) -> Pieces:
+def cut_anywhere(lengths: Array) -> Pieces:
     """Cut long rows into slices, which begin at blocks of sums."""
-    longest = size or SLICE_SIZE
-    n = np.maximum(-(-lengths // longest), 1)
+    n = np.maximum(-(-lengths // SLICE_SIZE), 1)
     rows = np.repeat(np.arange(lengths.size), n)
-    offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * longest
-    sizes = np.minimum(lengths[rows] - offsets, longest)
+    offsets = (np.arange(rows.size) - np.repeat(np.cumsum(n) - n, n)) * SLICE_SIZE
+    sizes = np.minimum(lengths[rows] - offsets, SLICE_SIZE)
     return Pieces(rows, offsets, sizes, sizes)
 
 
@@ -214,11 +212,9 @@ class Source(NamedTuple):
     n_scratch: int
 
 
-def most_at_once(weights: Weights) -> tuple[int, int]:
-    """Return how many weights may be in a piece, and in one that is a single group."""
-    if weights.kind is None:
-        return SLICE_SIZE, SLICE_SIZE
-    return SLICE_SIZE, min(GROUP_SLICE_SIZE, SLICE_SIZE)
+def longest_group(weights: Weights) -> int:
+    """Return how many weights a piece may have that is a single group: what is widened is so at once."""
+    return SLICE_SIZE if weights.kind is None else min(GROUP_SLICE_SIZE, SLICE_SIZE)
 
 
 def source(weights: Weights, pieces: Pieces) -> Source:

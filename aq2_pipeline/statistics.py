@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aq2_pipeline import threads
-from aq2_pipeline.pieces import cut_anywhere, frozen, in_order, most_at_once, slices, source, step
+from aq2_pipeline.pieces import cut_anywhere, frozen, in_order, slices, source, step
 
 if TYPE_CHECKING:
     from aq2_pipeline.weights import Array, Weights
@@ -27,7 +27,7 @@ def row_stats(weights: Weights, n_threads: int | None) -> dict[str, Array]:
     n_rows = weights.starts.size
     counts, state = np.zeros((n_rows, moments.N_COUNTS), np.int64), np.zeros((n_rows, moments.N_MOMENTS))
     state[:, moments.MIN], state[:, moments.MAX] = np.inf, -np.inf
-    pieces = cut_anywhere(weights.lengths, most_at_once(weights)[0])
+    pieces = cut_anywhere(weights.lengths)
     *given, n_scratch = source(weights, pieces)
     found = (counts.reshape(-1), state.reshape(-1))
     read = (frozen(pieces.rows), *given)

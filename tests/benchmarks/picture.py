@@ -115,7 +115,8 @@ def _sizes(run):
         top = max(top, *costs)
     axes.set_xscale("log")
     if series:
-        axes.set_xticks(weights, [f"{n / 2**20:.3g}M" for n in weights])
+        apart = [n for k, n in enumerate(weights) if k == 0 or n >= 2 * weights[k - 1]]  # labels need the room
+        axes.set_xticks(apart, [f"{n / 2**20:.3g}M" for n in apart])
     axes.minorticks_off()
     axes.set_ylim(0, 1.15 * top or 1)
     axes.set_xlabel("float32 weights in the column, in rows of 1M (M: 1,048,576)")
