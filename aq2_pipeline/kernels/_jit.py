@@ -125,8 +125,11 @@ def _sources(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
 
-def _cache(compiled: Any, py_func: Callable[..., Any]) -> None:
+def _cache(compiled: Any, py_func: Callable[..., Any], name: str | None) -> None:
     """Let Numba keep a function, for as long as all that it is made of stays the same.
+
+    What a factory made is known by its name: Numba would tell it by the functions in its closure, whose
+    pickles are others in each process.
 
     Numba takes a cache for fresh if the function's own file is; what it calls is compiled into it, and a kernel
     of another package that kept an older `moments` would write where its sums no longer are.
@@ -134,6 +137,8 @@ def _cache(compiled: Any, py_func: Callable[..., Any]) -> None:
     compiled.enable_caching()
     file = compiled._cache._cache_file  # noqa: SLF001 - Numba has no other way
     file._source_stamp = (file._source_stamp, _sources(Path(py_func.__code__.co_filename).parent))  # noqa: SLF001
+    if name is not None:
+        compiled._cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), name)  # noqa: SLF001
 
 
 class Kernel:
@@ -145,12 +150,16 @@ class Kernel:
         The Python function; tests run it as it stands.
     signature : numba signature
         The only types it is compiled for.
+    name : str, optional
+        What a factory's kernels are told apart by, where they differ in the
+        functions that they call; it must say all that they are made of.
     """
 
-    def __init__(self, py_func: Callable[..., Any], signature: Any) -> None:
+    def __init__(self, py_func: Callable[..., Any], signature: Any, name: str | None = None) -> None:
         functools.update_wrapper(self, py_func)
         self.py_func = py_func
         self.signature = signature
+        self.name = name
         self._dispatcher: Any = None
 
     @property
@@ -196,7 +205,7 @@ class Kernel:
         dispatcher = njit(**OPTIONS)(self.py_func)
         if not hasattr(dispatcher, "enable_caching"):  # the JIT is off
             return dispatcher
-        _cache(dispatcher, self.py_func)
+        _cache(dispatcher, self.py_func, self.name)
         found = False
         with contextlib.suppress(AttributeError):  # a Numba that is built otherwise reads by itself, in more time
             found = self._read(dispatcher)
@@ -248,7 +257,7 @@ class Callback(Kernel):
             warnings.simplefilter("ignore", NumbaWarning)
             compiled = CFunc(self.py_func, sigutils.normalize_signature(self.signature), locals={}, options=options)
             with contextlib.suppress(Exception):  # as for a kernel
-                _cache(compiled, self.py_func)
+                _cache(compiled, self.py_func, self.name)
                 compiled.compile()
                 return compiled
             return cfunc(self.signature, **options)(self.py_func)
@@ -263,6 +272,6 @@ def callback(signature: Any) -> Callable[[Callable[..., Any]], Callback]:
     return lambda py_func: Callback(py_func, signature)
 
 
-def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
+def kernel(signature: Any, name: str | None = None) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a kernel with its signature; nothing compiles until it runs."""
-    return lambda py_func: Kernel(py_func, signature)
+    return lambda py_func: Kernel(py_func, signature, name)

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
+from numba.core import cgutils
 from numba.extending import models, overload, register_model
+from numba.np.arrayobj import populate_array
 
 from aq2_pipeline.kernels._jit import helper
 
@@ -51,6 +53,17 @@ def load(values: Any, at: Any) -> Any:
 def load_half(values: Any, at: Any) -> Any:
     """Return the 8 elements of an array from `at` on."""
     return values[at : at + LANES // 2].copy()
+
+
+def local(n: Any, dtype: Any) -> Any:
+    """Return `n` elements on the stack, whatever they hold; `n` is a constant, and the array never leaves its function."""
+    return np.empty(n, dtype)
+
+
+def transpose(values: Any, at: Any, stride: Any, target: Any, to_at: Any) -> None:
+    """Write the 16 elements of 16 runs that begin `stride` apart so that lane k of each vector is of run k."""
+    runs = [values[at + k * stride : at + k * stride + LANES] for k in range(LANES)]
+    target[to_at : to_at + LANES * LANES] = np.stack(runs, axis=1).reshape(-1)
 
 
 def read(data: Any, at: Any, dtype: Any) -> Any:
@@ -131,6 +144,19 @@ def largest(vector: Any) -> Any:
     return vector.max()
 
 
+def shared_total(vector: Any, n: Any) -> Any:
+    """Return, in each lane, the sum over its `n` neighbours: pairs, then pairs of pairs; `n` is a constant."""
+    found, step = vector, 1
+    while step < n:
+        found, step = found + found[np.arange(found.size) ^ step], 2 * step
+    return found
+
+
+def shared_largest(vector: Any, n: Any) -> Any:
+    """Return, in each lane, the largest of its `n` neighbours; no NaN; `n` is a constant."""
+    return np.repeat(vector.reshape(-1, n).max(axis=1), n)
+
+
 # --- what Numba makes of them ----------------------------------------------------------------------------------------
 
 
@@ -179,9 +205,65 @@ def _store(_typing: Any, values: Any, at: Any, vector: Any) -> Any:
     return types.none(values, at, vector), emit
 
 
+# Not an overload: where nothing is counted, Numba lets no function return an array that it made, an intrinsic aside.
+@extending.type_callable(local)
+def _type_of_local(_context: Any) -> Any:
+    def typed(n: Any, dtype: Any) -> Any:
+        return types.Array(dtype.dtype, 1, "C") if isinstance(n, types.IntegerLiteral) else None
+
+    return typed
+
+
+@extending.lower_builtin(local, types.IntegerLiteral, types.Any)
+def _emit_local(context: Any, builder: Any, signature: Any, _args: Any) -> Any:
+    kind, size = signature.return_type, signature.args[0].literal_value
+    element = context.get_data_type(kind.dtype)
+    memory = cgutils.alloca_once(builder, ir.ArrayType(element, size))
+    memory.align = 64
+    item = context.get_abi_sizeof(element)
+    shape, strides, item_size = (context.get_constant(types.intp, k) for k in (size, item, item))
+    array = context.make_array(kind)(context, builder)
+    data = builder.bitcast(memory, element.as_pointer())
+    populate_array(array, data=data, shape=[shape], strides=[strides], itemsize=item_size, meminfo=None)
+    return array._getvalue()  # noqa: SLF001 - Numba has no other way
+
+
+def _interleaved(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Return the lanes of two vectors in turn: those of the lower halves, and those of the upper."""
+    halves = ([k // 2 + n + k % 2 * LANES for k in range(LANES)] for n in (0, LANES // 2))
+    low, high = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), o)) for o in halves)
+    return low, high
+
+
+@intrinsic
+def _transpose(_typing: Any, values: Any, at: Any, stride: Any, target: Any, to_at: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        source, start, step, sink, end = args
+        pointee = ir.VectorType(context.get_data_type(values.dtype), LANES)
+        align = values.dtype.bitwidth // 8
+        rows = []
+        for k in range(LANES):
+            run = builder.add(start, builder.mul(step, step.type(k)))
+            rows.append(builder.load(_address(context, builder, values, source, run, pointee), align=align))
+        for _ in range(4):  # each turn interleaves the vectors eight apart
+            pairs = (_interleaved(builder, rows[k], rows[k + LANES // 2]) for k in range(LANES // 2))
+            rows = [half for pair in pairs for half in pair]
+        for k, row in enumerate(rows):
+            place = builder.add(end, end.type(LANES * k))
+            builder.store(row, _address(context, builder, target, sink, place, pointee), align=align)
+        return context.get_dummy_value()
+
+    return types.none(values, at, stride, target, to_at), emit
+
+
 # Lambdas, because Numba compares an overload's parameters with its implementation's, annotations included.
 overload(load)(lambda values, at: lambda values, at: _load(values, at))
 overload(load_half)(lambda values, at: lambda values, at: _load_half(values, at))
+overload(transpose)(
+    lambda values, at, stride, target, to_at: (
+        lambda values, at, stride, target, to_at: _transpose(values, at, stride, target, to_at)
+    )
+)
 overload(read)(lambda data, at, dtype: lambda data, at, dtype: _read(data, at, dtype))
 overload(store)(lambda values, at, vector: lambda values, at, vector: _store(values, at, vector))
 
@@ -249,6 +331,7 @@ def _chosen(sign: str) -> Any:
 _elementwise(operator.add, _arithmetic("fadd", "add"))
 _elementwise(operator.sub, _arithmetic("fsub", "sub"))
 _elementwise(operator.mul, _arithmetic("fmul", "mul"))
+_elementwise(operator.truediv, lambda builder, _kind, a, b: builder.fdiv(a, b))
 _elementwise(operator.and_, lambda builder, _kind, a, b: builder.and_(a, b))
 _elementwise(operator.or_, lambda builder, _kind, a, b: builder.or_(a, b))
 _elementwise(operator.xor, lambda builder, _kind, a, b: builder.xor(a, b))
@@ -257,6 +340,8 @@ _elementwise(operator.rshift, lambda builder, kind, a, b: (builder.ashr if kind.
 _elementwise(operator.lt, _compared("<"), mask=True)
 _elementwise(operator.gt, _compared(">"), mask=True)
 _elementwise(operator.eq, _compared("=="), mask=True)
+_elementwise(operator.le, _compared("<="), mask=True)
+_elementwise(operator.ge, _compared(">="), mask=True)
 _elementwise(maximum, _chosen(">"))
 _elementwise(minimum, _chosen("<"))
 
@@ -360,6 +445,29 @@ def _reduction(combine: Any) -> Any:
     return reduce
 
 
+def _sharing(combine: Any) -> Any:
+    """Return what combines each lane with its neighbours, by steps of one, two, four and eight lanes."""
+
+    @intrinsic(prefer_literal=True)
+    def share(_typing: Any, vector: Any, n: Any) -> Any:
+        if not isinstance(n, types.IntegerLiteral):
+            return None
+
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            found, step = args[0], 1
+            while step < n.literal_value:
+                order = ir.Constant(ir.VectorType(ir.IntType(32), vector.n), [k ^ step for k in range(vector.n)])
+                found = combine(builder, vector.element, found, builder.shuffle_vector(found, found, order))
+                step *= 2
+            return found
+
+        return vector(vector, n), emit
+
+    return share
+
+
+_shared_total = _sharing(_arithmetic("fadd", "add"))
+_shared_largest = _sharing(_chosen(">"))
 _total = _reduction(_arithmetic("fadd", "add"))
 _largest = _reduction(_chosen(">"))
 
@@ -393,3 +501,9 @@ overload(join)(lambda low, high: (lambda low, high: _join(low, high)) if _is_vec
 overload(where)(lambda mask, a, b: (lambda mask, a, b: _where(mask, a, b)) if _is_vector(mask) and a == b else None)
 overload(total)(lambda vector: (lambda vector: _total(vector)) if _is_vector(vector) else None)
 overload(largest)(lambda vector: (lambda vector: _largest(vector)) if _is_vector(vector) else None)
+overload(shared_total, prefer_literal=True)(
+    lambda vector, n: (lambda vector, n: _shared_total(vector, n)) if _is_vector(vector) else None
+)
+overload(shared_largest, prefer_literal=True)(
+    lambda vector, n: (lambda vector, n: _shared_largest(vector, n)) if _is_vector(vector) else None
+)
