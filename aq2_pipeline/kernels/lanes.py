@@ -56,7 +56,7 @@ def load_half(values: Any, at: Any) -> Any:
 
 
 def local(n: Any, dtype: Any) -> Any:
-    """Return `n` elements on the stack, whatever they hold; `n` is a constant, and the array never leaves its function."""
+    """Return `n` elements on the stack, whatever they hold; `n` is a constant, and its function keeps the array."""
     return np.empty(n, dtype)
 
 

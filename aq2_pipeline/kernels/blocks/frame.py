@@ -85,16 +85,10 @@ def encode_batch(
     if importance is not None:
         fill_weights(importance, start, n, block, weights)
     if n == staging.size:
-        if importance is None:
-            status = encode(own, None, data)
-        else:
-            status = encode(own, weights, data)
+        status = encode(own, None, data) if importance is None else encode(own, weights, data)
     else:
         fill_batch(own, staging)
-        if importance is None:
-            status = encode(staging, None, spare)
-        else:
-            status = encode(staging, weights, spare)
+        status = encode(staging, None, spare) if importance is None else encode(staging, weights, spare)
         for k in range(data.size):
             data[k] = spare[k]
     if status < 0:
