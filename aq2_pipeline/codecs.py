@@ -9,6 +9,7 @@ Every codec has the same kernels, loaded and compiled at its first use:
 from __future__ import annotations
 
 import importlib
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["IDENTITY", "INTEGERS", "Codec", "Sizes"]
+__all__ = ["BLOCKS", "IDENTITY", "INTEGERS", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -48,7 +49,7 @@ class Codec:
     module : str
         The module that holds its kernels.
     encode_name, decode_name, error_name : str
-        The kernels there.
+        The kernels there; a dot leads into an object of the module's.
     sizes : callable
         ``sizes(lengths, row_lengths, params) -> Sizes``.
     piece : callable
@@ -59,6 +60,9 @@ class Codec:
         The kernel that measures a slice of such a piece, where the piece itself may
         be cut anywhere: two maxima, which are the whole's if taken over all slices,
         and which `encode` and `error` find behind their own parameters.
+    weighted : Codec or None
+        What encodes rows that come with an importance, in the same format; None
+        where there is nothing to search for, and an importance is refused.
     """
 
     name: str
@@ -69,9 +73,10 @@ class Codec:
     sizes: Callable[[Ints, Ints, tuple[int, ...]], Sizes]
     piece: Callable[[int, tuple[int, ...]], int]
     measure_name: str | None = None
+    weighted: Codec | None = None
 
     def _kernel(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.module), name).compiled
+        return operator.attrgetter(name)(importlib.import_module(self.module)).compiled
 
     @property
     def encode(self) -> Any:
@@ -116,6 +121,21 @@ def _identity_sizes(lengths: Ints, _row_lengths: Ints, params: tuple[int, ...]) 
     return Sizes(lengths * (4 if params[0] == 0 else 2), none, none)
 
 
+def _in_blocks(name: str, block: int, n_bytes: int, method: str) -> Codec:
+    """Return the codec of one way to find the codes of a block format."""
+
+    def sizes(lengths: Ints, row_lengths: Ints, _params: tuple[int, ...]) -> Sizes:
+        none = np.zeros_like(lengths)
+        return Sizes(np.where(row_lengths % block, -1, lengths // block * n_bytes), none, none)
+
+    def codec(suffix: str, weighted: Codec | None) -> Codec:
+        names = (f"kernels.encode_{suffix}", "kernels.decode", f"kernels.error_{suffix}")
+        module = f"aq2_pipeline.kernels.blocks.{name}"
+        return Codec(name, module, *names, sizes, lambda *_: block, weighted=weighted)
+
+    return codec(method, None if method == "reference" else codec(f"{method}_weighted", None))
+
+
 #: (bits, asymmetric) -> integers of that width.
 INTEGERS = {
     (bits, asymmetric): Codec(
@@ -140,3 +160,12 @@ IDENTITY = Codec(
     _identity_sizes,
     lambda _row_length, _params: 1,
 )
+#: Block format -> weights and bytes of a block, as ggml-common.h lays them out.
+BLOCK_SIZES = {
+    "q4_0": (32, 2 + 16),
+}
+#: Block format -> method -> codec; the first method is the default.
+BLOCKS = {
+    name: {method: _in_blocks(name, *sizes, method) for method in ("reference",)}
+    for name, sizes in BLOCK_SIZES.items()
+}

@@ -91,6 +91,9 @@ class Decoding:
         self.lengths[~self.valid] = self.row_lengths[~self.valid] = 0
 
     def _check_sizes(self, scheme: Scheme, rows: Array) -> None:
+        for row in rows[self.row_lengths[rows] % scheme.block != 0].tolist():
+            msg = f"{scheme.name!r} has rows of a multiple of {scheme.block} weights, found {self.row_lengths[row]}"
+            self._fail(int(row), InputValueError(msg))
         expected = sizes_of(scheme, self.lengths[rows], self.row_lengths[rows])
         columns = (self._data, self._scales, self._zeros)
         for name, want, column in zip(("bytes of data", "scales", "zero points"), expected, columns, strict=True):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.types as pt
 
 from aq2_pipeline import arrow, build, columns, threads
 from aq2_pipeline.codecs import Sizes
-from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
+from aq2_pipeline.errors import InputTypeError, InputValueError
+from aq2_pipeline.importances import Importance, refuse
 from aq2_pipeline.pieces import (
     LATER,
     cut,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from aq2_pipeline.codecs import Codec
     from aq2_pipeline.columns import Column
     from aq2_pipeline.errors import Aq2Error
     from aq2_pipeline.pieces import Failures, Pieces
@@ -48,11 +49,18 @@ _NO_PLANS.flags.writeable = False
 
 @dataclass
 class Part:
-    """The rows that want one scheme, ascending, and the column that they are read from."""
+    """The rows that want one scheme, ascending, the column that they are read from, and their importance, if any."""
 
     scheme: Scheme
     rows: Array
     weights: Weights
+    importance: Importance | None = None
+
+    @property
+    def codec(self) -> Codec:
+        """What encodes the rows."""
+        weighted = self.scheme.codec.weighted
+        return self.scheme.codec if self.importance is None or weighted is None else weighted
 
 
 @dataclass
@@ -124,6 +132,8 @@ class Encoding:
     valid : bool array
     failures : dict
         Row -> what is wrong with it.
+    mass : float64 array or None
+        What means over rows divide by, where some have an importance: its sum over their weights.
     """
 
     def __init__(
@@ -142,8 +152,11 @@ class Encoding:
         self.lengths = np.zeros(active.size, np.int64)
         self.parts = self._read(weights, wanted_schemes(scheme, active, self.failures), active)
         self.row_lengths = self.lengths  # of rows without a shape
-        self._refuse_importance(importance)
         self._read_shapes(shape)
+        self._check_row_lengths()
+        self.mass: Array | None = None
+        if importance is not None:
+            self._read_importance(Importance(importance, self.valid))
 
     def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
@@ -171,18 +184,6 @@ class Encoding:
             read[dtype] = column
         return [Part(scheme, rows, read[scheme.input_dtype]) for scheme, rows in wanted if scheme.input_dtype in read]
 
-    def _refuse_importance(self, importance: pa.Array | None) -> None:
-        if importance is None or pt.is_null(importance.type):
-            return
-        if not arrow.is_list(importance.type) or not pt.is_floating(importance.type.value_type):
-            msg = f"importance is {importance.type}"
-            raise InputTypeError(msg, "expected a list of floats: one weight an input channel, or one a weight")
-        given = arrow.validity(importance) & self.valid
-        for part in self.parts:
-            for row in part.rows[given[part.rows]].tolist():
-                msg = f"the scheme {part.scheme.name!r} cannot use importance"
-                self._fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))
-
     def _read_shapes(self, shape: pa.Array | list[Any] | None) -> None:
         if shape is None and all(part.weights.shape is None for part in self.parts):
             return
@@ -202,6 +203,35 @@ class Encoding:
                 if of_row not in known:
                     known[of_row] = part.scheme.row_length(of_row)
                 self.row_lengths[row] = known[of_row]
+
+    def _check_row_lengths(self) -> None:
+        for part in self.parts:
+            if part.scheme.block == 1:
+                continue
+            rows = part.rows[self.valid[part.rows]]
+            for row in rows[self.row_lengths[rows] % part.scheme.block != 0].tolist():
+                if error := part.scheme.row_error(int(self.row_lengths[row])):
+                    self._fail(row, error)
+
+    def _read_importance(self, importance: Importance) -> None:
+        """Part the rows that have an importance from those of the same scheme that have none."""
+        parts, self.mass = [], self.lengths.astype(np.float64)
+        for part in self.parts:
+            mine = importance.given[part.rows]
+            rows = part.rows[mine & self.valid[part.rows]]
+            if part.scheme.codec.weighted is None:
+                refuse(part.scheme, rows, self._fail)
+                parts.append(part)
+                continue
+            for row in rows.tolist():
+                length, row_length = int(self.lengths[row]), int(self.row_lengths[row])
+                if error := importance.check(row, length, row_length):
+                    self._fail(row, error)
+                else:
+                    self.mass[row] = importance.total(row, length)
+            pair = replace(part, rows=part.rows[mine], importance=importance), replace(part, rows=part.rows[~mine])
+            parts += [one for one in pair if one.rows.size]
+        self.parts = parts
 
     def _fail(self, row: int, error: Aq2Error) -> None:
         self.failures.setdefault(row, error.at(row=row))
@@ -245,7 +275,10 @@ class Encoding:
         if n_scratch:
             plan, n_scratch = plans(part.scheme, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
-        given = (*weights, frozen(pieces.row_lengths), _NO_FLOATS, nowhere, nowhere)
+        importance: tuple[Array, Array, Array] = (_NO_FLOATS, nowhere, nowhere)
+        if part.importance is not None:
+            importance = part.importance.read_by_kernels(pieces, self.lengths, self.row_lengths)
+        given = (*weights, frozen(pieces.row_lengths), *importance)
         return Read(part, pieces, given, plan, n_scratch, build.filled(pieces.rows.size, -1))
 
     def _measured(self, reads: list[Read], n_threads: int | None) -> None:
@@ -259,7 +292,7 @@ class Encoding:
         tasks = []
         for (read, which), found in zip(long, bounds, strict=True):
             arguments = (*read.given[:5], found.reshape(-1))
-            codec = read.part.scheme.codec
+            codec = read.part.codec
             tasks += [
                 [step(measure_rows, read.n_scratch, codec.measure, k, k + 1, *arguments)]
                 for k in np.flatnonzero(which).tolist()
@@ -295,7 +328,7 @@ class Encoding:
             data_span, scale_span, zero_span = read.pieces.spans(scheme, targets)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status, read.plan)
             tasks += (
-                [step(encode_rows, read.n_scratch, scheme.codec.encode, params, a, b, *read.given, *taken)]
+                [step(encode_rows, read.n_scratch, read.part.codec.encode, params, a, b, *read.given, *taken)]
                 for a, b, params in read.slices()
             )
         threads.run(tasks, n_threads)
@@ -312,7 +345,7 @@ class Encoding:
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
         for read in reads:
-            error = read.part.scheme.codec.error
+            error = read.part.codec.error
             given = (frozen(read.pieces.rows), frozen(read.pieces.offsets), *read.given)
             for run in in_order(read.pieces, read.slices()):
                 taken = (np.zeros(N_ERROR_SUMS * N_LANES), sums.reshape(-1), read.status, read.plan)

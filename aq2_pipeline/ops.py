@@ -144,20 +144,26 @@ def quantization_error(
     """Return what `quantize` would lose in each row; the decoded weights are never materialised.
 
     Parameters are those of `quantize`. Returns `layout.ERROR`; the fields of an
-    empty row are null.
+    empty row are null. With an importance every sum but the largest error is
+    weighted by it, and `mse` is the weighted mean.
     """
     job, sums = _settled(
         partial(Encoding, weights, scheme, shape, importance), lambda job: job.error_sums(n_threads), failures
     )
-    return error_figures(sums, job.lengths, job.sizes.n_bytes, job.valid)
+    return error_figures(sums, job.lengths, job.sizes.n_bytes, job.valid, job.mass)
 
 
-def error_figures(sums: Array, lengths: Array, n_bytes: Array, valid: Array) -> pa.StructArray:
-    """Return `layout.ERROR` from the sums of each row, float64[n_rows, n_sums], as `kernels.moments` names them."""
+def error_figures(
+    sums: Array, lengths: Array, n_bytes: Array, valid: Array, mass: Array | None = None
+) -> pa.StructArray:
+    """Return `layout.ERROR` from the sums of each row, float64[n_rows, n_sums], as `kernels.moments` names them.
+
+    Means divide by `mass`: the sum of each row's importance; default, its length.
+    """
     squared_error, squared_weight, squared_decoded, max_error = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         product = (squared_weight + squared_decoded - squared_error) / 2
-        mse = squared_error / lengths
+        mse = squared_error / (lengths if mass is None else mass)
         sqnr = np.where(squared_error > 0, 10 * np.log10(squared_weight / squared_error), np.inf)
         norm = np.sqrt(squared_weight) * np.sqrt(squared_decoded)
         cosine = np.where(squared_error > 0, np.where(norm > 0, np.clip(product / norm, -1, 1), 0), 1)

@@ -7,14 +7,14 @@ import functools
 import itertools
 import operator
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aq2_pipeline.codecs import IDENTITY, INTEGERS
+from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, IDENTITY, INTEGERS
 from aq2_pipeline.errors import SchemeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from aq2_pipeline.codecs import Codec
 
@@ -50,7 +50,7 @@ class Family:
     template : str
         The name; ``{group}`` stands for ``g<n>``, ``channel`` or ``tensor``.
     codec : Codec
-        What encodes and decodes them.
+        What encodes and decodes them; by the default method, if there are several.
     params : tuple of int
         The codec's parameters; the group size is added where there is one.
     bit_width : int
@@ -59,6 +59,12 @@ class Family:
         How codes may be found; the first is the default.
     summary : str
         One line for the reference page.
+    others : mapping of str to Codec
+        The codec of each method that has one of its own.
+    block : int
+        What the length of a matrix row must be a multiple of.
+    fallback : str
+        The scheme that llama.cpp takes for other rows.
     """
 
     template: str
@@ -67,6 +73,9 @@ class Family:
     bit_width: int
     methods: tuple[str, ...] = ()
     summary: str = ""
+    others: Mapping[str, Codec] = field(default_factory=dict)
+    block: int = 1
+    fallback: str = ""
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -78,6 +87,11 @@ class Family:
     def grouped(self) -> bool:
         """Whether its schemes have groups."""
         return "{group}" in self.template
+
+
+def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
+    codecs, block = BLOCKS[name], BLOCK_SIZES[name][0]
+    return Family(name, next(iter(codecs.values())), (), bits, tuple(codecs), summary, codecs, block, fallback)
 
 
 FAMILIES: list[Family] = [
@@ -96,6 +110,7 @@ FAMILIES: list[Family] = [
         )
         for b in WIDTHS
     ),
+    _in_blocks("q4_0", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale"),
     Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),
     Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504"),
     Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even"),
@@ -122,6 +137,10 @@ class Scheme:
         How codes are found; not stored.
     input_dtype : str or None
         What Binary or UInt16 weights hold; not stored.
+    block : int
+        What the length of a matrix row must be a multiple of.
+    fallback : str
+        The scheme that llama.cpp takes for other rows; empty where there is none.
     """
 
     name: str
@@ -131,6 +150,8 @@ class Scheme:
     group: int
     method: str | None = None
     input_dtype: str | None = None
+    block: int = 1
+    fallback: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -151,6 +172,14 @@ class Scheme:
         100
         """
         return int(matrix_row(shape, self.group))
+
+    def row_error(self, row_length: int) -> SchemeError | None:
+        """Return what is wrong with matrix rows of a length, if anything is."""
+        if row_length % self.block == 0:
+            return None
+        msg = f"{self.name!r} takes rows of a multiple of {self.block} weights, this one has rows of {row_length}"
+        hint = f"llama.cpp falls back to {self.fallback!r} there" if self.fallback else "choose another scheme"
+        return SchemeError(msg, hint)
 
 
 def matrix_row(shape: Any, group: int) -> int:
@@ -352,10 +381,13 @@ def _parse_text(text: str) -> Scheme:
     if at and dtype not in INPUT_DTYPES:
         msg = f"scheme: {text!r} has the unknown input dtype {dtype!r}"
         raise SchemeError(msg, f"one of {', '.join(map(repr, INPUT_DTYPES))}")
-    group = _group_of(match.groupdict().get("group"), text)
+    group = _group_of(match["group"], text) if family.grouped else family.block
     params = family.params + ((group,) if family.grouped else ())
-    default = family.methods[0] if family.methods else None
-    return Scheme(name, family.codec, params, family.bit_width, group, method or default, dtype or None)
+    method = method or (family.methods[0] if family.methods else "")
+    codec = family.others.get(method, family.codec)
+    return Scheme(
+        name, codec, params, family.bit_width, group, method or None, dtype or None, family.block, family.fallback
+    )
 
 
 def _nearest(name: str) -> str:
@@ -371,9 +403,7 @@ def _nearest(name: str) -> str:
     return f"the closest known names are {', '.join(map(repr, close))}"
 
 
-def _group_of(suffix: str | None, text: str) -> int:
-    if suffix is None:
-        return 1
+def _group_of(suffix: str, text: str) -> int:
     if suffix in ("channel", "tensor"):
         return PER_CHANNEL if suffix == "channel" else PER_TENSOR
     size = int(suffix[1:]) if len(suffix) <= len(str(LARGEST_GROUP)) + 1 else LARGEST_GROUP + 1

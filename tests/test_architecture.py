@@ -70,7 +70,9 @@ MAY_IMPORT = {
     "columns": {"arrow", "layout", "tensors", "weights", "windows"},
     "tensors": {"errors", "layout"},
     "pieces": {"arrow", "build", "codecs", "schemes", "errors", "kernels", "weights"},
+    "importances": {"arrow", "errors", "pieces", "schemes", "weights"},
     "encoding": {
+        "importances",
         "arrow",
         "build",
         "columns",

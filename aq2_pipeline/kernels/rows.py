@@ -26,6 +26,7 @@ from aq2_pipeline.kernels._jit import (
     floats_in,
     floats_out,
     helper,
+    inlined,
     ints_in,
     ints_out,
     kernel,
@@ -78,6 +79,17 @@ MOMENTS_ROWS = types.void(*_range, ints_in, *_weights, ints_out, doubles_out, fl
 OUTLIER_ROWS = types.void(*_range, ints_in, *_weights, doubles_out, doubles_out, ints_out, floats_out)
 
 
+@inlined
+def importance_of(importance: Any, length: Any, at: Any, low: Any, n: Any, inside: Any) -> Any:
+    """Return a block's importance, of that of a piece: see `encoding` for what a piece has."""
+    first, last = 0, importance.size
+    if last == length:  # one a weight, or a piece within a matrix row
+        first, last = at + low, at + low + n
+    elif last > 0 and inside != 0:
+        first, last = low, low + n
+    return importance[first:last]
+
+
 @helper
 def encode_row(
     encode: Any, params: Any, kind: Any, values: Any, raw: Any, start: Any, stop: Any, row_length: Any,
@@ -101,7 +113,7 @@ def encode_row(
                 scratch[:n],
                 n if plan[INSIDE] != 0 else row_length,
                 params,
-                importance,
+                importance_of(importance, (stop - start) // size, at, low, n, plan[INSIDE]),
                 data[d : min(d + plan[DATA_OF_BLOCK], (k + 1) * plan[DATA_OF_STRIDE])],
                 scales[s : min(s + plan[SCALES_OF_BLOCK], (k + 1) * plan[SCALES_OF_STRIDE])],
                 zero_points[z : min(z + plan[ZEROS_OF_BLOCK], (k + 1) * plan[ZEROS_OF_STRIDE])],
@@ -127,7 +139,8 @@ def error_row(
             first = start + size * (at + low)
             widen(raw[first : first + size * n], kind, scratch)
             own = n if plan[INSIDE] != 0 else row_length
-            status = error(scratch[:n], position + at + low, own, params, importance, lanes, sums)
+            given = importance_of(importance, (stop - start) // size, at, low, n, plan[INSIDE])
+            status = error(scratch[:n], position + at + low, own, params, given, lanes, sums)
             if status >= 0:
                 return at + low + status
     return -1

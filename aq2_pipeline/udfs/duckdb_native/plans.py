@@ -183,6 +183,8 @@ class Plans:
                 found = scheme.codec.sizes(rows[tables.R_LENGTH, mine], rows[tables.R_ROW_LENGTH, mine], scheme.params)
                 for field, column in zip((tables.R_DATA, tables.R_SCALES, tables.R_ZEROS), found, strict=True):
                     rows[field, mine] = column
+                    if (column < 0).any():  # a row that the format does not take
+                        return -1
             with self.lock:
                 insert_sizes(self.sizes.reshape(-1), rows.reshape(-1))
         except BaseException:  # noqa: BLE001 - the general body meets it again, and tells it
