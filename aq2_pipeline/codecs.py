@@ -166,6 +166,5 @@ BLOCK_SIZES = {
 }
 #: Block format -> method -> codec; the first method is the default.
 BLOCKS = {
-    name: {method: _in_blocks(name, *sizes, method) for method in ("reference",)}
-    for name, sizes in BLOCK_SIZES.items()
+    name: {method: _in_blocks(name, *sizes, method) for method in ("reference",)} for name, sizes in BLOCK_SIZES.items()
 }
