@@ -1,0 +1,42 @@
+"""Searched scales for symmetric integers: the codes of `kernels.integer`, of which a search may use the lowest, too.
+
+`mse` is the search of `kernels.grouped`; `hqq` is what H. Badri and A. Shaji,
+"Half-Quadratic Quantization", comes to where only a scale is free (torchao's
+scale-only variant): least-squares steps from the scale of the largest magnitude.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import ROUND
+from aq2_pipeline.kernels.grouped import grouped_kernels
+from aq2_pipeline.kernels.lanes import maximum, minimum, to
+
+
+def signed_kernels(bits: int) -> Any:
+    """Return the kernels of one width."""
+    lowest, highest = np.float32(-(2 ** (bits - 1))), np.float32(2 ** (bits - 1) - 1)
+
+    @helper
+    def nearest(x: Any) -> Any:
+        return minimum(maximum((x + ROUND) - ROUND, lowest), highest)
+
+    @helper
+    def code_of(x: Any) -> Any:
+        return to(nearest(x) - lowest, np.int32)
+
+    @helper
+    def value_of(codes: Any) -> Any:
+        return to(codes, np.float32) + lowest
+
+    top = 2 ** (bits - 1)
+    return grouped_kernels(
+        f"signed{bits}", bits, top - 1, code_of, value_of, nearest, symmetric=False, highest=top, group_at=2
+    )
+
+
+signed2, signed3, signed4, signed5, signed6, signed7, signed8 = map(signed_kernels, range(2, 9))
