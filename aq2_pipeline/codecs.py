@@ -4,6 +4,7 @@ Every codec has the same kernels, loaded and compiled at its first use:
 `encode(values, row_length, params, importance, data, scales, zero_points) -> status`,
 `decode(data, scales, zero_points, row_length, params, values) -> status` and
 `error(values, position, row_length, params, importance, lanes, sums) -> status`.
+Values are float32; a codec may have a second encoder, whose values are the bits of float16.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Codec:
         The kernel that measures a slice of such a piece, where the piece itself may
         be cut anywhere: two maxima, which are the whole's if taken over all slices,
         and which `encode` and `error` find behind their own parameters.
+    encode_halves_name : str or None
+        `encode` of the bits of float16; without one they are widened in memory first.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Codec:
     sizes: Callable[[Ints, Ints, tuple[int, ...]], Sizes]
     piece: Callable[[int, tuple[int, ...]], int]
     measure_name: str | None = None
+    encode_halves_name: str | None = None
 
     def _kernel(self, name: str) -> Any:
         return getattr(importlib.import_module(self.module), name).compiled
@@ -77,6 +81,11 @@ class Codec:
     def encode(self) -> Any:
         """The compiled encoder."""
         return self._kernel(self.encode_name)
+
+    @property
+    def encode_halves(self) -> Any:
+        """The compiled encoder of the bits of float16."""
+        return self._kernel(self.encode_halves_name or "")
 
     @property
     def decode(self) -> Any:
@@ -127,6 +136,7 @@ INTEGERS = {
         _integer_sizes,
         _integer_piece,
         "measure",
+        f"encode{bits}{'_asym' * asymmetric}_halves",
     )
     for bits in range(2, 9)
     for asymmetric in (False, True)

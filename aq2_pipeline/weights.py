@@ -73,6 +73,11 @@ class Weights:
         """Bytes an element."""
         return np.dtype(NUMPY_OF_DTYPE[self.kind or "f32"]).itemsize
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether `raw` holds every row at multiples of its elements' size."""
+        return not (self.raw.ctypes.data % self.item_size or (self.skew % self.item_size).any())
+
     def value(self, row: int, position: int) -> float:
         """Return one weight as the caller wrote it."""
         at = int(self.starts[row]) + position
