@@ -176,17 +176,20 @@ def _read_lists(array: pa.Array, dtype: str | None, valid: Array, name: str) -> 
 
 def _used(weights: Weights, child: pa.Array) -> pa.Array:
     """Check the spans, and return the part of the values between the first and the last that a row addresses."""
-    _checked(weights, len(child))
+    n = len(child)
     some: Any = weights.stops > weights.starts
-    if some.all():
-        some = slice(None)  # a view instead of copies
-    elif not some.any():
-        return child.slice(0, 0)
-    low = int(weights.starts[some].min(initial=len(child)))
+    if some.size and some.all() and weights.valid.all() and weights.starts.min() >= 0 and weights.stops.max() <= n:
+        some = slice(None)  # as columns mostly are: views instead of copies, and no row to look for
+    else:
+        _checked(weights, n)
+        some = weights.stops > weights.starts
+        if not some.any():
+            return child.slice(0, 0)
+    low = int(weights.starts[some].min())
     if low:
         weights.starts[some] -= low
         weights.stops[some] -= low
-    return child.slice(low, int(weights.stops.max(initial=0)))
+    return child.slice(low, int(weights.stops.max()))
 
 
 def _null_positions(child: pa.Array) -> Array:

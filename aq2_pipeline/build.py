@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FEW = 1 << 12
 #: Rows up to which equal offsets, and a column of equal names, are kept for the next call.
 _MOST_KEPT = 1 << 17
-_FLOAT, _DOUBLE, _INT, _BYTES = pa.float32(), pa.float64(), pa.int64(), pa.large_binary()
+_FLOAT, _DOUBLE, _INT, _BYTE, _BYTES = pa.float32(), pa.float64(), pa.int64(), pa.uint8(), pa.large_binary()
 
 
 def offsets_of(sizes: Array) -> Array:
@@ -78,6 +78,13 @@ def integers(values: Array, mask: pa.Buffer | None) -> pa.Array:
 def doubles(values: Array, mask: pa.Buffer | None) -> pa.Array:
     """Build a float64 column over a NumPy buffer."""
     return pa.Array.from_buffers(_DOUBLE, values.size, [mask, pa.py_buffer(values)])
+
+
+def equal_bytes(value: int, column: pa.Array) -> pa.Array:
+    """Build a uint8 column of equal values, null where another column is; it shares that one's bitmap."""
+    n, first = len(column), column.offset
+    values = np.full(first + n, value, np.uint8)
+    return pa.Array.from_buffers(_BYTE, n, [column.buffers()[0], pa.py_buffer(values)], offset=first)
 
 
 def equal_offsets(n: int, size: int) -> Array:

@@ -4,6 +4,7 @@ Every codec has the same kernels, loaded and compiled at its first use:
 `encode(values, row_length, params, importance, data, scales, zero_points) -> status`,
 `decode(data, scales, zero_points, row_length, params, values) -> status` and
 `error(values, position, row_length, params, importance, lanes, sums) -> status`.
+Values are float32; a codec may have a second encoder, whose values are the bits of float16.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Codec:
     weighted : Codec or None
         What encodes rows that come with an importance, in the same format; None
         where there is nothing to search for, and an importance is refused.
+    encode_halves_name : str or None
+        `encode` of the bits of float16; without one they are widened in memory first.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Codec:
     piece: Callable[[int, tuple[int, ...]], int]
     measure_name: str | None = None
     weighted: Codec | None = None
+    encode_halves_name: str | None = None
 
     def _kernel(self, name: str) -> Any:
         return operator.attrgetter(name)(importlib.import_module(self.module)).compiled
@@ -82,6 +86,11 @@ class Codec:
     def encode(self) -> Any:
         """The compiled encoder."""
         return self._kernel(self.encode_name)
+
+    @property
+    def encode_halves(self) -> Any:
+        """The compiled encoder of the bits of float16."""
+        return self._kernel(self.encode_halves_name or "")
 
     @property
     def decode(self) -> Any:
@@ -147,6 +156,7 @@ INTEGERS = {
         _integer_sizes,
         _integer_piece,
         "measure",
+        f"encode{bits}{'_asym' * asymmetric}_halves",
     )
     for bits in range(2, 9)
     for asymmetric in (False, True)

@@ -62,6 +62,11 @@ class Part:
         weighted = self.scheme.codec.weighted
         return self.scheme.codec if self.importance is None or weighted is None else weighted
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the weights are float16 that the codec reads where they lie."""
+        return self.weights.kind == "f16" and self.codec.encode_halves_name is not None and self.weights.is_aligned
+
 
 @dataclass
 class Read:
@@ -79,6 +84,8 @@ class Read:
         Floats of scratch that a call needs.
     status : int64 array
         What the kernels say of each piece.
+    halves : bool
+        Whether the codec itself reads them as float16.
     bounds : int64 array or None
         The measure of the whole group, for each slice of one.
     """
@@ -89,6 +96,7 @@ class Read:
     plan: Array
     n_scratch: int
     status: Array
+    halves: bool = False
     bounds: Array | None = None
 
     def slices(self) -> Iterator[tuple[int, int, Array]]:
@@ -267,19 +275,20 @@ class Encoding:
             index[part.rows] = k
         return build.texts([part.scheme.name for part in self.parts], index, self.valid, mask)
 
-    def _read_by_kernels(self, part: Part) -> Read:
+    def _read_by_kernels(self, part: Part, *, halves: bool = False) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, longest_group(part.weights))
+        longest = None if halves else longest_group(part.weights)
+        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, longest)
         *weights, n_scratch = source(part.weights, pieces)
         plan = _NO_PLANS
-        if n_scratch:
+        if n_scratch and not halves:
             plan, n_scratch = plans(part.scheme, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         importance: tuple[Array, Array, Array] = (_NO_FLOATS, nowhere, nowhere)
         if part.importance is not None:
             importance = part.importance.read_by_kernels(pieces, self.lengths, self.row_lengths)
         given = (*weights, frozen(pieces.row_lengths), *importance)
-        return Read(part, pieces, given, plan, n_scratch, build.filled(pieces.rows.size, -1))
+        return Read(part, pieces, given, plan, n_scratch, build.filled(pieces.rows.size, -1), halves)
 
     def _measured(self, reads: list[Read], n_threads: int | None) -> None:
         """Measure the groups that are cut into slices: each slice gets the bounds of its whole group."""
@@ -309,7 +318,7 @@ class Encoding:
         `place(sizes)`, if given, says where the data go: an array to write, and
         where each row's begin in it.
         """
-        from aq2_pipeline.kernels.rows import encode_rows  # noqa: PLC0415 - kernels load at their first use
+        from aq2_pipeline.kernels.rows import encode_half_rows, encode_rows  # noqa: PLC0415 - at their first use
 
         data_at, scales_at, zeros_at = self._offsets()
         targets = [(at[:-1], at[1:]) for at in (data_at, scales_at, zeros_at)]
@@ -320,15 +329,16 @@ class Encoding:
             data, starts = place(sizes)
             targets[0] = starts, starts + sizes
         scales, zeros = build.empty(scales_at[-1], np.float32), build.empty(zeros_at[-1], np.float32)
-        reads = [self._read_by_kernels(part) for part in self.parts]
+        reads = [self._read_by_kernels(part, halves=part.has_halves) for part in self.parts]
         self._measured(reads, n_threads)
         tasks: list[Sequence[Callable[[], None]]] = []
         for read in reads:
-            scheme = read.part.scheme
+            scheme, codec = read.part.scheme, read.part.codec
             data_span, scale_span, zero_span = read.pieces.spans(scheme, targets)
             taken = (data, *data_span, scales, *scale_span, zeros, *zero_span, read.status, read.plan)
+            kernel, encode = (encode_half_rows, codec.encode_halves) if read.halves else (encode_rows, codec.encode)
             tasks += (
-                [step(encode_rows, read.n_scratch, read.part.codec.encode, params, a, b, *read.given, *taken)]
+                [step(kernel, read.n_scratch, encode, params, a, b, *read.given, *taken)]
                 for a, b, params in read.slices()
             )
         threads.run(tasks, n_threads)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow, layout, schemes
+from aq2_pipeline import arrow, build, layout, schemes
 from aq2_pipeline.arguments import as_array, is_column
 from aq2_pipeline.errors import Aq2Error, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS
@@ -181,11 +180,10 @@ def quantize_rows(
 
 def _bit_widths(stored: pa.Array, scheme: Any) -> pa.Array:
     """Return the bits a code of each stored scheme."""
-    valid = arrow.validity(stored)
     if isinstance(scheme, schemes.Scheme):
-        return pa.array(np.full(valid.size, scheme.bit_width, np.uint8), mask=None if valid.all() else ~valid)
+        return build.equal_bytes(scheme.bit_width, stored)
     if isinstance(scheme, list):
-        wanted = zip(scheme, valid.tolist(), strict=True)
+        wanted = zip(scheme, arrow.validity(stored).tolist(), strict=True)
         return pa.array([told.bit_width if ok else None for told, ok in wanted], pa.uint8())
     names = stored.to_pylist()
     widths = {name: schemes.parse(name).bit_width for name in set(names) if name is not None}

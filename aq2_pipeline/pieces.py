@@ -12,6 +12,7 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, build, schemes
 from aq2_pipeline.codecs import Sizes
 from aq2_pipeline.errors import Aq2Error, SchemeError
+from aq2_pipeline.weights import frozen_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -265,9 +266,8 @@ def step(kernel: Callable[..., None], n_scratch: int, *arguments: Any) -> Callab
 
 def frozen(array: Any) -> Array:
     """Return a contiguous read-only int64 view, as kernels take spans."""
-    view = np.ascontiguousarray(array, np.int64).view()
-    view.flags.writeable = False
-    return view
+    whole = np.ascontiguousarray(array, np.int64)
+    return frozen_view(whole) if whole.flags.writeable else whole
 
 
 def span(starts: Array, sizes: Array) -> tuple[Array, Array]:

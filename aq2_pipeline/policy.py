@@ -113,14 +113,16 @@ def _check_layer(layer_name: Any, shape: Any) -> None:
     if not isinstance(layer_name, str | None):
         msg = f"layer_name is a {type(layer_name).__name__}"
         raise InputTypeError(msg, "expected a string")
-    if not isinstance(shape, Sequence | None) or isinstance(shape, str):
+    if shape is None:
+        return
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
         msg = f"shape is a {type(shape).__name__}"
         raise InputTypeError(msg, "expected a list of integers")
-    if any(not isinstance(axis, int | None) or isinstance(axis, bool) for axis in shape or ()):
-        msg = f"the shape {list(shape or ())} has an axis that is no integer"
+    if any(not isinstance(axis, int | None) or isinstance(axis, bool) for axis in shape):
+        msg = f"the shape {list(shape)} has an axis that is no integer"
         raise InputTypeError(msg, "expected a list of integers")
-    if any(axis is None or axis < 0 for axis in shape or ()):
-        msg = f"the shape {list(shape or ())} has an axis that is no length"
+    if any(axis is None or axis < 0 for axis in shape):
+        msg = f"the shape {list(shape)} has an axis that is no length"
         raise InputValueError(msg, "an axis is an integer from 0; leave out a shape that is not known")
 
 

@@ -27,6 +27,11 @@ def frozen_view(values: Array) -> Array:
     return view
 
 
+#: Defaults of `Weights`, which a column of few rows would take longer to make than to fill.
+_NO_NULLS, _NO_BYTES = frozen_view(np.empty(0, np.int64)), frozen_view(np.empty(0, np.uint8))
+_NO_SKEW = frozen_view(np.zeros(1, np.int64))
+
+
 @dataclass
 class Weights:
     """A column of weights as a flat buffer and spans.
@@ -57,10 +62,10 @@ class Weights:
     stops: Array
     valid: Array
     shape: tuple[int, ...] | None = None
-    nulls: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    nulls: Array = field(default_factory=lambda: _NO_NULLS)
     kind: str | None = None
-    raw: Array = field(default_factory=lambda: frozen_view(np.empty(0, np.uint8)))
-    skew: Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    raw: Array = field(default_factory=lambda: _NO_BYTES)
+    skew: Array = field(default_factory=lambda: _NO_SKEW)
     failures: dict[int, Aq2Error] = field(default_factory=dict)
 
     @property
@@ -72,6 +77,11 @@ class Weights:
     def item_size(self) -> int:
         """Bytes an element."""
         return np.dtype(NUMPY_OF_DTYPE[self.kind or "f32"]).itemsize
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether `raw` holds every row at multiples of its elements' size."""
+        return not (self.raw.ctypes.data % self.item_size or (self.skew % self.item_size).any())
 
     def value(self, row: int, position: int) -> float:
         """Return one weight as the caller wrote it."""

@@ -45,6 +45,8 @@ inlined = njit(inline="always", **OPTIONS)
 floats_in = types.Array(types.float32, 1, "C", readonly=True)
 ints_in = types.Array(types.int64, 1, "C", readonly=True)
 bytes_in = types.Array(types.uint8, 1, "C", readonly=True)
+#: The bits of float16.
+halves_in = types.Array(types.uint16, 1, "C", readonly=True)
 floats_out = types.Array(types.float32, 1, "C")
 doubles_out = types.Array(types.float64, 1, "C")
 ints_out = types.Array(types.int64, 1, "C")
@@ -52,6 +54,8 @@ bytes_out = types.Array(types.uint8, 1, "C")
 
 #: `encode(values, row_length, params, importance, data, scales, zero_points) -> status`
 ENCODE = types.int64(floats_in, types.int64, ints_in, floats_in, bytes_out, floats_out, floats_out)
+#: `encode` of the bits of float16.
+ENCODE_HALVES = types.int64(halves_in, types.int64, ints_in, floats_in, bytes_out, floats_out, floats_out)
 #: `decode(data, scales, zero_points, row_length, params, values) -> status`
 DECODE = types.int64(bytes_in, floats_in, floats_in, types.int64, ints_in, floats_out)
 
@@ -62,6 +66,7 @@ ERROR = types.int64(floats_in, types.int64, types.int64, ints_in, floats_in, dou
 MEASURE = types.int64(floats_in, ints_out)
 
 encode_function = types.FunctionType(ENCODE)
+encode_halves_function = types.FunctionType(ENCODE_HALVES)
 decode_function = types.FunctionType(DECODE)
 error_function = types.FunctionType(ERROR)
 measure_function = types.FunctionType(MEASURE)

@@ -161,15 +161,6 @@ def extent(bits: Any) -> Any:
 
 
 @helper
-def first_non_finite(bits: Any) -> Any:
-    """Return the position of the first NaN or infinity, or -1."""
-    for j in range(bits.size):
-        if bits[j] & MAGNITUDE >= INFINITY_BITS:
-            return j
-    return -1
-
-
-@helper
 def ordered(bits: Any) -> Any:
     """Map float bits to integers in the floats' order; its own inverse."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & MAGNITUDE))

@@ -8,12 +8,13 @@ rounded to float32, decides, and belongs to the lower.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.grouped import grouped_kernels
+from aq2_pipeline.kernels.grouped import Kind, grouped_kernels
 from aq2_pipeline.kernels.lanes import splat, where
 
 NF4 = (
@@ -22,7 +23,7 @@ NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 _VALUES = tuple(np.float32(value) for value in NF4)
-_MIDPOINTS = tuple(np.float32((np.float64(a) + np.float64(b)) / 2) for a, b in zip(_VALUES, _VALUES[1:], strict=False))
+_MIDPOINTS = tuple(np.float32((np.float64(a) + np.float64(b)) / 2) for a, b in itertools.pairwise(_VALUES))
 
 
 @helper
@@ -52,4 +53,4 @@ def nf4_nearest(x: Any) -> Any:
     return found
 
 
-nf4 = grouped_kernels("nf4", 4, 1.0, nf4_code, nf4_value, nf4_nearest, symmetric=False, highest=1)
+nf4 = grouped_kernels(Kind("nf4", 4, 1.0, 1.0, nf4_code, nf4_value, nf4_nearest, symmetric=False))

@@ -17,7 +17,7 @@ takes the best some steps further, and keeps the smallest error of what is store
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,8 +46,6 @@ from aq2_pipeline.kernels.packing import eights_of, low_bytes, paired, store_eig
 #: Scales that `search` tries, as parts of the reference's; the least-squares steps that follow, and those of `refit`.
 N_CANDIDATES, FIRST, STEP = 12, np.float32(0.62), np.float32(0.04)
 N_STEPS, N_REFITS = 3, 20
-#: What a kernel is to do.
-REFERENCE, SEARCH, REFIT = range(3)
 #: Bytes that 16 codes take at the most, and what a store writes beyond.
 SPARE = 2 * LANES
 
@@ -98,7 +96,7 @@ def store_lanes(codes: Any, data: Any, first: Any, bits: Any) -> None:
 
 
 @helper
-def group_largest(pattern: Any, params: Any, at: Any) -> Any:
+def largest_of(pattern: Any, params: Any, at: Any) -> Any:
     """Return the bits of the largest magnitude of a group, or of the whole that the caller measured."""
     low, high = extent(pattern)
     if params.size > at + 1:
@@ -106,176 +104,160 @@ def group_largest(pattern: Any, params: Any, at: Any) -> Any:
     return max(high, np.int32(low & MAGNITUDE))
 
 
-def grouped_kernels(
-    name: str,
-    bits: int,
-    largest: float,
-    code_of: Any,
-    value_of: Any,
+@inlined
+def sums_of(nearest: Any, values: Any, importance: Any, first: Any, inverse: Any, staging: Any) -> Any:
+    """Return the weighted sums of weight times value and of value squared, for codes by an inverse scale."""
+    products, squares = splat(np.float64(0)), splat(np.float64(0))
+    for at in range(0, values.size, LANES):
+        x = staged(values, at, staging)
+        v, wide = to(nearest(x * inverse), np.float64), to(x, np.float64)
+        if importance is None:
+            products, squares = plus_product(products, wide, v), plus_product(squares, v, v)
+        else:
+            w = staged_importance(importance, first, values.size, at, staging)
+            products, squares = products + wide * v * w, squares + v * v * w
+    return total(products), total(squares)
+
+
+@inlined
+def loss_of(nearest: Any, values: Any, importance: Any, first: Any, scale: Any, staging: Any) -> Any:
+    """Return the weighted squared error of a group stored with a scale."""
+    found, inverse = splat(np.float64(0)), np.float32(1) / scale
+    for at in range(0, values.size, LANES):
+        x = staged(values, at, staging)
+        e = to(x - nearest(x * inverse) * scale, np.float64)
+        if importance is None:
+            found = plus_product(found, e, e)
+        else:
+            found = found + e * e * staged_importance(importance, first, values.size, at, staging)
+    return total(found)
+
+
+@inlined
+def searched(
     nearest: Any,
-    *,
-    symmetric: bool,
-    highest: int,
-    group_at: int = 0,
+    values: Any,
+    importance: Any,
+    first: Any,
+    reference: Any,
+    n_candidates: Any,
+    n_steps: Any,
+    staging: Any,
 ) -> Any:
-    """Return the kernels of a kind of code.
+    """Return the best scale of a group: candidates around the reference, the second half negative; then steps."""
+    best, gain = reference, np.float64(-1)
+    for k in range(n_candidates + n_steps):
+        inverse = np.float32(1) / best
+        if k < n_candidates:
+            inverse = np.float32(1) / ((FIRST + STEP * np.float32(k % N_CANDIDATES)) * reference)
+            inverse = -inverse if k >= N_CANDIDATES else inverse
+        products, squares = sums_of(nearest, values, importance, first, inverse, staging)
+        if squares > 0 and products * products > gain * squares:
+            scale = np.float32(products / squares)
+            if abs(scale) >= SMALLEST_NORMAL:
+                gain, best = products * products / squares, scale
+        elif k >= n_candidates:
+            break
+    found = loss_of(nearest, values, importance, first, best, staging)
+    return best if found < loss_of(nearest, values, importance, first, reference, staging) else reference
 
-    Parameters
-    ----------
-    name : str
-        What tells it apart in the cache.
-    bits : int
-        Bits a code, 2 to 8.
-    largest : float
-        What the largest magnitude of a group is mapped to by `reference`.
-    code_of, value_of, nearest : functions
-        Of 16 lanes: float32 to int32 codes, these to float32, and both in one.
-    symmetric : bool
-        Whether the negative of each value is one, so that one sign of the scale is enough.
-    highest : int
-        The largest magnitude of a value, rounded up: what may overflow.
-    group_at : int
-        Where in `params` the group size is; the measure of a sliced group follows it.
 
-    Returns
-    -------
-    namespace
-        `decode`, and `encode_<method>` and `error_<method>`, both also with
-        `_weighted` behind the methods that search.
-    """
-    top, most = np.float32(largest), np.float64(highest)
+@inlined
+def scale_of(
+    nearest: Any, values: Any, importance: Any, first: Any, size: Any, top: Any, n_candidates: Any, n_steps: Any,
+    staging: Any,
+) -> Any:  # fmt: skip
+    """Return the scale of a group whose largest magnitude has these bits: 0 if subnormal, NaN if not finite."""
+    scale = float_of(size) / top
+    if size >= INFINITY_BITS:
+        scale = np.float32(np.nan)
+    elif scale < SMALLEST_NORMAL:
+        scale = np.float32(0)
+    elif n_steps > 0:
+        scale = searched(nearest, values, importance, first, scale, n_candidates, n_steps, staging)
+    return scale
 
-    @helper
-    def sums_of(values: Any, importance: Any, first: Any, inverse: Any, staging: Any) -> Any:
-        """Return the weighted sums of weight times value and of value squared, for codes by an inverse scale."""
-        products, squares = splat(np.float64(0)), splat(np.float64(0))
-        for at in range(0, values.size, LANES):
-            x = staged(values, at, staging)
-            v = to(nearest(x * inverse), np.float64)
-            if importance is None:
-                products, squares = plus_product(products, to(x, np.float64), v), plus_product(squares, v, v)
-            else:
-                wide = to(x, np.float64)
-                w = staged_importance(importance, first, values.size, at, staging)
-                products, squares = products + wide * v * w, squares + v * v * w
-        return total(products), total(squares)
 
-    @helper
-    def loss_of(values: Any, importance: Any, first: Any, scale: Any, staging: Any) -> Any:
-        """Return the weighted squared error of a group stored with a scale."""
-        found, inverse = splat(np.float64(0)), np.float32(1) / scale
-        for at in range(0, values.size, LANES):
-            x = staged(values, at, staging)
-            e = to(x - nearest(x * inverse) * scale, np.float64)
-            if importance is None:
-                found = plus_product(found, e, e)
-            else:
-                found = found + e * e * staged_importance(importance, first, values.size, at, staging)
-        return total(found)
+def _encoder(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: bool) -> Any:
+    code_of, nearest, bits, top, group_at = kind.code_of, kind.nearest, kind.bits, np.float32(kind.top), kind.group_at
 
-    @helper
-    def searched(values: Any, importance: Any, first: Any, size: Any, way: Any, staging: Any) -> Any:
-        """Return the best scale of a group whose largest magnitude is `size`."""
-        reference = size / top
-        best, gain = reference, np.float64(-1)
-        n_candidates = 0 if way == REFIT else N_CANDIDATES if symmetric else 2 * N_CANDIDATES
-        for k in range(n_candidates):
-            part = FIRST + STEP * np.float32(k % N_CANDIDATES)
-            inverse = np.float32(1) / (part * reference)
-            products, squares = sums_of(values, importance, first, -inverse if k >= N_CANDIDATES else inverse, staging)
-            if squares > 0 and products * products > gain * squares:
-                gain, best = products * products / squares, np.float32(products / squares)
-        for _ in range(N_REFITS if way == REFIT else N_STEPS):
-            if not abs(best) >= SMALLEST_NORMAL:
-                break
-            products, squares = sums_of(values, importance, first, np.float32(1) / best, staging)
-            if not (squares > 0 and products * products > gain * squares):
-                break
-            gain, best = products * products / squares, np.float32(products / squares)
-        if not abs(best) >= SMALLEST_NORMAL:
-            return reference
-        kept = loss_of(values, importance, first, best, staging) < loss_of(
-            values, importance, first, reference, staging
-        )
-        return best if kept else reference
+    @kernel(ENCODE, name)
+    def encode(
+        values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any
+    ) -> Any:
+        n, at, k = values.size, 0, 0
+        row, group = group_span(params[group_at], row_length, n)
+        staging, spare = local(LANES, np.float32), local(SPARE, np.uint8)
+        given = importance if weighted else None
+        for start in range(0, n, max(row, 1)):
+            for low in range(start, start + row, group):
+                own = values[low : min(low + group, start + row)]
+                first = low % importance.size if weighted else 0
+                size = largest_of(own.view(np.int32), params, group_at)
+                scale = scale_of(nearest, own, given, first, size, top, n_candidates, n_steps, staging)
+                if np.isnan(scale):
+                    return first_bad(own, low)
+                inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
+                stop = at + (own.size * bits + 7) // 8
+                for j in range(0, own.size, LANES):
+                    codes = code_of(staged(own, j, staging) * inverse)
+                    store_codes(codes, data[at:stop], j, bits, own.size, spare)
+                scales[k] = scale
+                at, k = stop, k + 1
+        return -1
 
-    @helper
-    def scale_of(values: Any, importance: Any, first: Any, params: Any, way: Any, staging: Any) -> Any:
-        """Return the scale of a group; 0 where it would be subnormal, NaN where the weights are not finite."""
-        pattern = group_largest(values.view(np.int32), params, group_at)
-        if pattern >= INFINITY_BITS:
-            return np.float32(np.nan)
-        size = float_of(pattern)
-        if size / top < SMALLEST_NORMAL:
-            return np.float32(0)
-        return size / top if way == REFERENCE else searched(values, importance, first, size, way, staging)
+    return encode
 
-    def encoder(method: str, way: int, *, weighted: bool) -> Any:
-        @kernel(ENCODE, f"{name} encode {method}")
-        def encode(
-            values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any
-        ) -> Any:
-            n, at, k = values.size, 0, 0
-            row, group = group_span(params[group_at], row_length, n)
-            staging, spare = local(LANES, np.float32), local(SPARE, np.uint8)
-            for start in range(0, n, max(row, 1)):
-                for low in range(start, start + row, group):
-                    own = values[low : min(low + group, start + row)]
-                    first = low % importance.size if weighted else 0
-                    scale = scale_of(own, importance if weighted else None, first, params, way, staging)
-                    if np.isnan(scale):
-                        return first_bad(own.view(np.int32), low)
-                    inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
-                    size = (own.size * bits + 7) // 8
-                    for j in range(0, own.size, LANES):
-                        codes = code_of(staged(own, j, staging) * inverse)
-                        store_codes(codes, data[at : at + size], j, bits, own.size, spare)
-                    scales[k] = scale
-                    at, k = at + size, k + 1
-            return -1
 
-        return encode
+def _error(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: bool) -> Any:
+    nearest, top, group_at = kind.nearest, np.float32(kind.top), kind.group_at
 
-    def error_of(method: str, way: int, *, weighted: bool) -> Any:
-        @kernel(ERROR, f"{name} error {method}")
-        def error(
-            values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any
-        ) -> Any:
-            n, held = values.size, lanes_of(lanes)
-            row, group = group_span(params[group_at], row_length, n)
-            staging = local(LANES, np.float32)
-            for start in range(0, n, max(row, 1)):
-                for low in range(start, start + row, group):
-                    own = values[low : min(low + group, start + row)]
-                    first = low % importance.size if weighted else 0
-                    scale = scale_of(own, importance if weighted else None, first, params, way, staging)
-                    if np.isnan(scale):
-                        return first_bad(own.view(np.int32), low)
-                    inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
-                    for j in range(0, own.size, LANES):
-                        x = staged(own, j, staging)
-                        decoded = finite(nearest(x * inverse) * scale)
-                        wide, d = to(x, np.float64), to(decoded, np.float64)
-                        added = with_errors(held, x, decoded)
-                        if weighted:
-                            w, e = (
-                                staged_importance(importance, first, own.size, j, staging),
-                                to(x - decoded, np.float64),
-                            )
-                            held = (held[0] + e * e * w, held[1] + wide * wide * w, held[2] + d * d * w, added[3])
-                        else:
-                            held = (added[0], added[1], plus_product(added[2], d, d), added[3])
-                        done = position + low + min(j + LANES, own.size)
-                        if done // BLOCK_SIZE != (position + low + j) // BLOCK_SIZE:
-                            keep_lanes(held, lanes)
-                            flush_lanes(lanes, sums)
-                            held = lanes_of(lanes)
-            keep_lanes(held, lanes)
-            return -1
+    @kernel(ERROR, name)
+    def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
+        n, held = values.size, lanes_of(lanes)
+        row, group = group_span(params[group_at], row_length, n)
+        staging = local(LANES, np.float32)
+        given = importance if weighted else None
+        for start in range(0, n, max(row, 1)):
+            for low in range(start, start + row, group):
+                own = values[low : min(low + group, start + row)]
+                first = low % importance.size if weighted else 0
+                size = largest_of(own.view(np.int32), params, group_at)
+                scale = scale_of(nearest, own, given, first, size, top, n_candidates, n_steps, staging)
+                if np.isnan(scale):
+                    return first_bad(own, low)
+                inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
+                for j in range(0, own.size, LANES):
+                    x = staged(own, j, staging)
+                    held = with_decoded(
+                        held, x, finite(nearest(x * inverse) * scale), given, first, own.size, j, staging
+                    )
+                    done = position + low + min(j + LANES, own.size)
+                    if done // BLOCK_SIZE != (position + low + j) // BLOCK_SIZE:
+                        keep_lanes(held, lanes)
+                        flush_lanes(lanes, sums)
+                        held = lanes_of(lanes)
+        keep_lanes(held, lanes)
+        return -1
 
-        return error
+    return error
 
-    @kernel(DECODE, f"{name} decode")
+
+@helper
+def with_decoded(held: Any, x: Any, decoded: Any, importance: Any, first: Any, n: Any, at: Any, staging: Any) -> Any:
+    """Return the lanes of each sum with sixteen values more."""
+    added, d = with_errors(held, x, decoded), to(decoded, np.float64)
+    if importance is None:
+        return added[0], added[1], plus_product(added[2], d, d), added[3]
+    w = staged_importance(importance, first, n, at, staging)
+    e, wide = to(x - decoded, np.float64), to(x, np.float64)
+    return held[0] + e * e * w, held[1] + wide * wide * w, held[2] + d * d * w, added[3]
+
+
+def _decoder(name: str, kind: Kind) -> Any:
+    value_of, bits, most, group_at = kind.value_of, kind.bits, np.float64(kind.highest), kind.group_at
+
+    @kernel(DECODE, name)
     def decode(data: Any, scales: Any, zero_points: Any, row_length: Any, params: Any, values: Any) -> Any:
         n, at, k = values.size, 0, 0
         row, group = group_span(params[group_at], row_length, n)
@@ -283,28 +265,78 @@ def grouped_kernels(
         for start in range(0, n, max(row, 1)):
             for low in range(start, start + row, group):
                 high = min(low + group, start + row)
-                size = ((high - low) * bits + 7) // 8
+                stop = at + ((high - low) * bits + 7) // 8
                 for j in range(low, high, LANES):
-                    codes = codes_at(data[at : at + size], j - low, bits, high - low, spare)
-                    decoded = value_of(codes) * scales[k]
+                    decoded = value_of(codes_at(data[at:stop], j - low, bits, high - low, spare)) * scales[k]
                     if np.float64(abs(scales[k])) * most > np.float64(LARGEST):
                         decoded = finite(decoded)
-                    if j + LANES <= high:
-                        store(values, j, decoded)
-                    else:
-                        store(staging, 0, decoded)
-                        for i in range(high - j):
-                            values[j + i] = staging[i]
-                at, k = at + size, k + 1
+                    store_floats(decoded, values, j, high, staging)
+                at, k = stop, k + 1
         return -1
 
-    made = {"decode": decode}
-    for method, way in (("reference", REFERENCE), ("search", SEARCH), ("refit", REFIT)):
-        for weighted in (False, True) if way else (False,):
+    return decode
+
+
+class Kind(NamedTuple):
+    """A kind of code.
+
+    Attributes
+    ----------
+    name : str
+        What tells it apart in the cache.
+    bits : int
+        Bits a code, 2 to 8.
+    top : float
+        What the largest magnitude of a group is mapped to by `reference`.
+    highest : float
+        The largest magnitude of a value: whether a product may overflow.
+    code_of, value_of, nearest : functions
+        Of 16 lanes: float32 to int32 codes, these to float32, and both in one.
+    symmetric : bool
+        Whether the negative of each value is one, so that one sign of the scale is enough.
+    group_at : int
+        Where in `params` the group size is; the measure of a sliced group follows it.
+    """
+
+    name: str
+    bits: int
+    top: float
+    highest: float
+    code_of: Any
+    value_of: Any
+    nearest: Any
+    symmetric: bool
+    group_at: int = 0
+
+
+def grouped_kernels(kind: Kind) -> Any:
+    """Return the kernels of a kind of code.
+
+    Returns
+    -------
+    namespace
+        `decode`, and `encode_<method>` and `error_<method>`, both also with
+        `_weighted` behind the methods that search.
+    """
+    n_candidates = N_CANDIDATES if kind.symmetric else 2 * N_CANDIDATES
+    made = {"decode": _decoder(f"{kind.name} decode", kind)}
+    for method, search in (("reference", (0, 0)), ("search", (n_candidates, N_STEPS)), ("refit", (0, N_REFITS))):
+        for weighted in (False, True) if search[1] else (False,):
             told = method + "_weighted" * weighted
-            made[f"encode_{told}"] = encoder(told, way, weighted=weighted)
-            made[f"error_{told}"] = error_of(told, way, weighted=weighted)
+            made[f"encode_{told}"] = _encoder(f"{kind.name} encode {told}", kind, *search, weighted=weighted)
+            made[f"error_{told}"] = _error(f"{kind.name} error {told}", kind, *search, weighted=weighted)
     return SimpleNamespace(**made)
+
+
+@helper
+def store_floats(decoded: Any, values: Any, at: Any, stop: Any, staging: Any) -> None:
+    """Write 16 floats, or those before `stop`."""
+    if at + LANES <= stop:
+        store(values, at, decoded)
+    else:
+        store(staging, 0, decoded)
+        for j in range(stop - at):
+            values[at + j] = staging[j]
 
 
 @helper

@@ -21,6 +21,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import helper, inlined
 from aq2_pipeline.kernels.bits import ROUND, ROUND_BITS, bits_of
 from aq2_pipeline.kernels.lanes import LANES, lane, load, load_half, minimum, ramp, reinterpreted, store, to
+from aq2_pipeline.kernels.widening import as_float
 
 
 @helper
@@ -39,7 +40,7 @@ def pack(values: Any, inverse: Any, zero: Any, data: Any, bits: Any, clamps: Any
     """
     n, shift, top = values.size - values.size % LANES, np.int32(zero - ROUND_BITS), np.int32((1 << bits) - 1)
     for at in range(0, n, LANES):
-        codes = reinterpreted(load(values, at) * inverse + ROUND, np.int32) + shift
+        codes = reinterpreted(as_float(load(values, at)) * inverse + ROUND, np.int32) + shift
         if clamps:
             codes = minimum(codes, top)
         if bits == 8:
@@ -85,7 +86,7 @@ def pack_rest(values: Any, inverse: Any, zero: Any, data: Any, bits: Any) -> Non
     """Write the codes of fewer values than lanes."""
     at, held, rest, top = 0, 0, np.int64(0), np.int32((1 << bits) - 1)
     for j in range(values.size):
-        rest |= np.int64(code(values[j], inverse, zero, top)) << held
+        rest |= np.int64(code(as_float(values[j]), inverse, zero, top)) << held
         held += bits
         if held >= 8:
             data[at] = np.uint8(rest & 255)

@@ -5,6 +5,8 @@ the buffer that they cut: of `values`, or where `kind` says that weights are of
 another type, of the bytes `raw`. These are widened into `scratch` block by block:
 a block of 1,024 stays in a core's first cache, and takes 0.22 ms per million
 float16 that come from memory, where one of 8,192 takes 0.36 and float32 0.23.
+A codec that reads aligned float16 itself is called by `encode_half_rows`: no block,
+no plan, and int4 in groups of 64 takes 0.21 instead of 0.26 ms per million.
 Where a row is cut into blocks is its plan, `N_PLAN` numbers. A row that fails
 leaves its status (the position of the bad value) in `status` and does not stop
 the others.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 
 from aq2_pipeline.kernels._jit import (
@@ -22,6 +25,7 @@ from aq2_pipeline.kernels._jit import (
     decode_function,
     doubles_out,
     encode_function,
+    encode_halves_function,
     error_function,
     floats_in,
     floats_out,
@@ -66,6 +70,7 @@ ENCODE_ROWS = types.void(
     encode_function, ints_in, *_range, *_weights, ints_in, floats_in, *_span,
     bytes_out, *_span, floats_out, *_span, floats_out, *_span, ints_out, ints_in, floats_out,
 )  # fmt: skip
+ENCODE_HALF_ROWS = types.void(encode_halves_function, *ENCODE_ROWS.args[1:])
 DECODE_ROWS = types.void(
     decode_function, ints_in, *_range, bytes_in, *_span, floats_in, *_span, floats_in, *_span, ints_in,
     floats_out, *_span, ints_out,
@@ -171,6 +176,28 @@ def encode_rows(
             zero_points[zero_starts[i] : zero_stops[i]],
             plans[N_PLAN * i : N_PLAN * (i + 1)],
             scratch,
+        )
+    restore_subnormals(state)
+
+
+@kernel(ENCODE_HALF_ROWS)
+def encode_half_rows(
+    encode: Any, params: Any, first: Any, last: Any, kind: Any, values: Any, raw: Any, starts: Any, stops: Any,
+    row_lengths: Any, importance: Any, importance_starts: Any, importance_stops: Any,
+    data: Any, data_starts: Any, data_stops: Any, scales: Any, scale_starts: Any, scale_stops: Any,
+    zero_points: Any, zero_starts: Any, zero_stops: Any, status: Any, plans: Any, scratch: Any,
+) -> None:  # fmt: skip
+    """Do as `encode_rows`, but for aligned float16 and a codec that reads them: nothing is widened in memory."""
+    state = keep_subnormals()
+    for i in range(first, last):
+        status[i] = encode(
+            raw[starts[i] : stops[i]].view(np.uint16),
+            row_lengths[i],
+            params,
+            importance[importance_starts[i] : importance_stops[i]],
+            data[data_starts[i] : data_stops[i]],
+            scales[scale_starts[i] : scale_stops[i]],
+            zero_points[zero_starts[i] : zero_stops[i]],
         )
     restore_subnormals(state)
 

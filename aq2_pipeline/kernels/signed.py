@@ -13,7 +13,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import ROUND
-from aq2_pipeline.kernels.grouped import grouped_kernels
+from aq2_pipeline.kernels.grouped import Kind, grouped_kernels
 from aq2_pipeline.kernels.lanes import maximum, minimum, to
 
 
@@ -33,10 +33,9 @@ def signed_kernels(bits: int) -> Any:
     def value_of(codes: Any) -> Any:
         return to(codes, np.float32) + lowest
 
-    top = 2 ** (bits - 1)
-    return grouped_kernels(
-        f"signed{bits}", bits, top - 1, code_of, value_of, nearest, symmetric=False, highest=top, group_at=2
-    )
+    top = float(-lowest)
+    kind = Kind(f"signed{bits}", bits, top - 1, top, code_of, value_of, nearest, symmetric=False, group_at=2)
+    return grouped_kernels(kind)
 
 
 signed2, signed3, signed4, signed5, signed6, signed7, signed8 = map(signed_kernels, range(2, 9))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from numba import njit
 from support.interpreted import readonly
 from support.samples import integers
@@ -45,16 +44,6 @@ def test_the_extent_is_two_integer_maxima():
     for bad in (np.nan, np.inf, -np.nan, -np.inf):
         pair = bits.extent(readonly(np.array([1, bad, -1], np.float32).view(np.int32)))
         assert max(pair[1], pair[0] & bits.MAGNITUDE) >= bits.INFINITY_BITS
-
-
-@pytest.mark.parametrize("position", [0, 7, 8, 63])
-def test_the_first_bad_value_is_found(position):
-    """The position of the first NaN or infinity, or -1."""
-    w = np.zeros(64, np.float32)
-    assert bits.first_non_finite(readonly(w.view(np.int32))) == -1
-    w[63] = np.inf
-    w[position] = np.nan
-    assert bits.first_non_finite(readonly(w.view(np.int32))) == position
 
 
 def test_ordered_integers_sort_as_floats():

@@ -156,6 +156,31 @@ def test_compiled_is_the_python_function(kind, bits):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_halves_encode_as_their_floats(kind, bits):
+    """The encoder of float16 writes the bytes of the float32 that they are, compiled or not; both find a bad value."""
+    halves = bell(154, bits).astype(np.float16)
+    halves[:20] = np.arange(-10, 10) * 2.0**-24  # subnormal
+    of_halves = getattr(integer, INTEGERS[bits, kind == "asymmetric"].encode_halves_name)
+    for row_length, group in ((154, 32), (77, 13), (22, 0), (77, -1)):
+        params = (bits, KINDS[kind], group)
+        sizes = [int(s[0]) for s in SIZES(np.array([halves.size]), np.array([row_length]), params)]
+        expected = encode(encoder(bits, kind), halves.astype(np.float32), row_length, params, sizes)
+        found = encode(of_halves, halves.view(np.uint16), row_length, params, sizes)
+        with interpreted():
+            plain = encode(of_halves.py_func, halves.view(np.uint16), row_length, params, sizes)
+        for given in (found, plain):
+            assert given[0] == expected[0] == -1
+            assert [part.tobytes() for part in given[1:]] == [part.tobytes() for part in expected[1:]]
+        for pattern in (0x7C00, 0xFC00, 0x7C01, 0xFFFF):
+            bad = halves.view(np.uint16).copy()
+            bad[[101, 140]] = pattern
+            assert encode(of_halves, bad, row_length, params, sizes)[0] == 101
+            with interpreted():
+                assert encode(of_halves.py_func, bad, row_length, params, sizes)[0] == 101
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_error_kernel_sums_what_decoding_would(kind):
     """Its sums are those of encode, then decode, added in the same order."""
     params, w = (3, KINDS[kind], 50), bell(10_000, 3)

@@ -8,7 +8,7 @@ import pytest
 from numba import njit
 from support.interpreted import interpreted, readonly
 
-from aq2_pipeline.kernels import lanes, widening
+from aq2_pipeline.kernels import bits, lanes, widening
 from aq2_pipeline.kernels._jit import OPTIONS
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f64": np.float64}
@@ -53,6 +53,27 @@ def test_halves_without_f16c(monkeypatch):
     stored, found = np.arange(65536, dtype=np.uint16), np.zeros(65536, np.float32)
     convert(readonly(stored.view(np.uint8)), found)
     same(found, stored.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 64, 100])
+def test_the_extent_of_halves_is_that_of_their_floats(n):
+    """Integer maxima of 16 bits, widened, are those of 32 bits; what is not finite shows in them."""
+    halves = np.random.default_rng(n).normal(0, 1e-4, n).astype(np.float16)
+    for w in (halves, np.abs(halves), -np.abs(halves)):
+        expected = tuple(bits.extent(readonly(w.astype(np.float32).view(np.int32))))
+        assert tuple(extent_of(readonly(w.view(np.uint16)))) == expected
+        with interpreted():
+            assert tuple(widening.extent_of(readonly(w.view(np.uint16)))) == expected
+    for bad in (np.nan, -np.nan, np.inf, -np.inf) if n else ():
+        halves[n // 2] = bad
+        low, high = extent_of(readonly(halves.view(np.uint16)))
+        assert max(high, low & bits.MAGNITUDE) >= bits.INFINITY_BITS
+
+
+@njit(**OPTIONS)
+def extent_of(weights):
+    """Call it compiled."""
+    return widening.extent_of(weights)
 
 
 def test_float64_is_rounded():

@@ -257,6 +257,15 @@ def test_case_33_binary_holds_what_the_scheme_says(dtype, width):
     assert found.equals(agreed("quantize", rows(PLAIN, None, [], [2.0]), "int4_g128"))
 
 
+@pytest.mark.parametrize("dtype", STORED)
+def test_case_33_binary_may_begin_at_any_byte(dtype):
+    """Rows at odd bytes are the weights that they hold, as those at whole elements are."""
+    raw = np.array(PLAIN, STORED[dtype]).tobytes()
+    ends = np.array([1, 1 + len(raw), 1 + 2 * len(raw)], np.int32)
+    column = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(ends), pa.py_buffer(b"\xff" + 2 * raw)])
+    assert agreed("quantize", column, f"int4_g128@{dtype}").equals(agreed("quantize", rows(PLAIN, PLAIN), "int4_g128"))
+
+
 def test_case_33_binary_without_a_dtype_is_float32():
     """Binary without an input dtype is little-endian float32."""
     raw = pa.array([np.array(PLAIN, "<f4").tobytes()], pa.large_binary())

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, inlined, kernel
-from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, first_non_finite
+from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
+from aq2_pipeline.kernels.integer import first_bad
 from aq2_pipeline.kernels.lanes import LANES, load, local, plus_product, to
 from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_lanes, lanes_of, with_errors
 
@@ -81,7 +82,7 @@ def encode_batch(
     own = values[start : start + n]
     pattern = own.view(np.int32)
     if largest_magnitude(pattern) >= INFINITY_BITS:
-        return start + first_non_finite(pattern)
+        return first_bad(own, start)
     if importance is not None:
         fill_weights(importance, start, n, block, weights)
     if n == staging.size:
