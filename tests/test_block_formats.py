@@ -183,6 +183,7 @@ def test_a_row_that_is_no_whole_blocks_is_refused(name):
     """Rows that do not divide into blocks are a SchemeError that names what llama.cpp would store instead."""
     size = ggml.FORMATS[name].weights
     fallback, odd = FALLBACKS.get(name, "f16"), size + (32 if size > 32 else 1)
+    assert quantized(np.ones(size), name).size == ggml.FORMATS[name].bytes
     for values, shape in ((np.ones(odd), None), (np.ones(size * odd), (size, odd)), (np.ones(odd - size), None)):
         with pytest.raises(SchemeError, match=rf"\b{fallback}\b"):
             aq2_pipeline.quantize(column(values), name, *([] if shape is None else [shapes(shape)]))
