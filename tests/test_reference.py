@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import zipfile
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support import oracle
+from support import models, oracle
 from support.samples import IDENTITY_SCHEMES, bell, column, shapes
 
 import aq2_pipeline
@@ -123,25 +119,9 @@ def test_weight_stats_are_the_textbooks():
     assert found[-4]["kurtosis"] is None
 
 
-def safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Read F32 and F16 tensors by the format's own page: a length, a JSON header, the bytes."""
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + n])
-    header.pop("__metadata__", None)
-    kinds = {"F32": np.float32, "F16": np.float16}
-    found = {}
-    for name, entry in header.items():
-        if entry["dtype"] in kinds:
-            first, last = (8 + n + offset for offset in entry["data_offsets"])
-            found[name] = np.frombuffer(data[first:last], kinds[entry["dtype"]]).reshape(entry["shape"])
-    return found
-
-
 def minilm() -> dict[str, np.ndarray]:
     """Return three layers of all-MiniLM-L6-v2: a matrix, a tall matrix, a bias."""
-    with zipfile.ZipFile(io.BytesIO(resources.files("all_minilm_l6_v2").joinpath("model.zip").read_bytes())) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".safetensors"))
-        tensors = safetensors(archive.read(name))
+    tensors = models.minilm()
     wanted = ("encoder.layer.0.attention.self.query.weight", "encoder.layer.5.output.dense.weight",
               "encoder.layer.0.output.dense.bias")  # fmt: skip
     return {name: tensors[name] for name in wanted}
@@ -149,11 +129,7 @@ def minilm() -> dict[str, np.ndarray]:
 
 def wordllama() -> dict[str, np.ndarray]:
     """Return 2,000 rows of wordllama's embedding, in float16."""
-    folder = resources.files("wordllama").joinpath("weights")
-    path = next(path for path in folder.iterdir() if path.name.endswith(".safetensors"))
-    tensors = safetensors(path.read_bytes())
-    name, tensor = next(iter(tensors.items()))
-    return {name: tensor[:2000]}
+    return {"embedding": models.wordllama()}
 
 
 @pytest.mark.parametrize("model", [minilm, wordllama])

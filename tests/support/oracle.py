@@ -157,9 +157,14 @@ def scale_of_each(q: Quantized) -> np.ndarray:
 
 def error(w: np.ndarray, q: Quantized) -> dict[str, float | None]:
     """Return what `quantization_error` says, from the decoded values in float64."""
+    return figures(w, dequantize(q), len(q.quantized_data) + 4 * (q.scales.size + q.zero_points.size))
+
+
+def figures(w: np.ndarray, decoded: np.ndarray, n_bytes: int) -> dict[str, float | None]:
+    """Return the figures of an error, of any weights and what was decoded from so many bytes."""
     if w.size == 0:
         return dict.fromkeys(("mse", "rmse", "max_abs", "sqnr_db", "cosine", "bits_per_weight"))
-    exact, decoded = w.astype(np.float64), dequantize(q).astype(np.float64)
+    exact, decoded = w.astype(np.float64), decoded.astype(np.float64)
     squared, power = np.sum((exact - decoded) ** 2), np.sum(exact**2)
     norm = math.sqrt(power) * math.sqrt(np.sum(decoded**2))
     return {
@@ -168,7 +173,7 @@ def error(w: np.ndarray, q: Quantized) -> dict[str, float | None]:
         "max_abs": np.abs(exact - decoded).max(),
         "sqnr_db": math.inf if squared == 0 else 10 * math.log10(power / squared) if power else -math.inf,
         "cosine": 1.0 if squared == 0 else min(np.sum(exact * decoded) / norm, 1.0) if norm else 0.0,
-        "bits_per_weight": 8 * (len(q.quantized_data) + 4 * (q.scales.size + q.zero_points.size)) / w.size,
+        "bits_per_weight": 8 * n_bytes / w.size,
     }
 
 
