@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["BLOCKS", "IDENTITY", "INTEGERS", "Codec", "Sizes"]
+__all__ = ["BLOCKS", "BLOCK_SIZES", "CODEBOOKS", "IDENTITY", "INTEGERS", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -145,6 +145,25 @@ def _in_blocks(name: str, block: int, n_bytes: int, method: str) -> Codec:
     return codec(method, None if method == "reference" else codec(f"{method}_weighted", None))
 
 
+def _codebook(name: str, bits: int, method: str) -> Codec:
+    """Return the codec of one way to find the scales of a codebook's groups; `params` is the group size."""
+
+    def sizes(lengths: Ints, row_lengths: Ints, params: tuple[int, ...]) -> Sizes:
+        return _integer_sizes(lengths, row_lengths, (bits, 0, *params))
+
+    def piece(row_length: int, params: tuple[int, ...]) -> int:
+        return _integer_piece(row_length, (bits, 0, *params))
+
+    def codec(suffix: str, weighted: Codec | None) -> Codec:
+        names = (f"{name}.encode_{suffix}", f"{name}.decode", f"{name}.error_{suffix}")
+        measure = "measure" if suffix == "reference" else None  # a search needs its group as a whole
+        return Codec(
+            name, "aq2_pipeline.kernels.codebooks", *names, sizes, piece, measure_name=measure, weighted=weighted
+        )
+
+    return codec(method, None if method == "reference" else codec(f"{method}_weighted", None))
+
+
 #: (bits, asymmetric) -> integers of that width.
 INTEGERS = {
     (bits, asymmetric): Codec(
@@ -173,8 +192,29 @@ IDENTITY = Codec(
 #: Block format -> weights and bytes of a block, as ggml-common.h lays them out.
 BLOCK_SIZES = {
     "q4_0": (32, 2 + 16),
+    "q4_1": (32, 2 + 2 + 16),
+    "q5_0": (32, 2 + 4 + 16),
+    "q5_1": (32, 2 + 2 + 4 + 16),
+    "q8_0": (32, 2 + 32),
+    "q2_k": (256, 16 + 64 + 2 + 2),
+    "q3_k": (256, 32 + 64 + 12 + 2),
+    "q4_k": (256, 2 + 2 + 12 + 128),
+    "q5_k": (256, 2 + 2 + 12 + 32 + 128),
+    "q6_k": (256, 128 + 64 + 16 + 2),
+    "iq4_nl": (32, 2 + 16),
+    "iq4_xs": (256, 2 + 2 + 4 + 128),
+    "mxfp4": (32, 1 + 16),
+    "nvfp4": (64, 4 + 32),
+    "tq1_0": (256, 48 + 4 + 2),
+    "tq2_0": (256, 64 + 2),
 }
 #: Block format -> method -> codec; the first method is the default.
 BLOCKS = {
-    name: {method: _in_blocks(name, *sizes, method) for method in ("reference",)} for name, sizes in BLOCK_SIZES.items()
+    name: {method: _in_blocks(name, *sizes, method) for method in ("search", "reference")}
+    for name, sizes in BLOCK_SIZES.items()
+}
+#: Codebook -> method -> codec; the first method is the default.
+CODEBOOKS = {
+    name: {method: _codebook(name, bits, method) for method in ("reference", "search")}
+    for name, bits in {"nf4": 4}.items()
 }

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, IDENTITY, INTEGERS
+from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,7 @@ __all__ = [
     "LARGEST_GROUP",
     "PER_CHANNEL",
     "PER_TENSOR",
+    "SMALLEST_BLOCK",
     "WIDTHS",
     "Family",
 ]
@@ -32,6 +33,8 @@ INPUT_DTYPES = ("f32", "f16", "bf16", "f64")
 #: `_channel` is one group a matrix row, `_tensor` one group for everything.
 PER_CHANNEL, PER_TENSOR = 0, -1
 LARGEST_GROUP = 2**31 - 1
+#: What the rows of any block format must divide by; others are stored as float16.
+SMALLEST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,12 @@ class Family:
 
 def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
     codecs, block = BLOCKS[name], BLOCK_SIZES[name][0]
-    return Family(name, next(iter(codecs.values())), (), bits, tuple(codecs), summary, codecs, block, fallback)
+    return Family(name, codecs["search"], (), bits, tuple(codecs), summary, codecs, block, fallback)
+
+
+def _codebook(name: str, bits: int, summary: str) -> Family:
+    codecs = CODEBOOKS[name]
+    return Family(f"{name}_{{group}}", codecs["reference"], (), bits, tuple(codecs), summary, codecs)
 
 
 FAMILIES: list[Family] = [
@@ -103,7 +111,23 @@ FAMILIES: list[Family] = [
         )
         for b in WIDTHS
     ),
+    _codebook("nf4", 4, "quantiles of a normal distribution (QLoRA), the largest magnitude as scale"),
     _in_blocks("q4_0", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale"),
+    _in_blocks("q4_1", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale and minimum"),
+    _in_blocks("q5_0", 5, "f16", "ggml: 5-bit integers in blocks of 32, a float16 scale"),
+    _in_blocks("q5_1", 5, "f16", "ggml: 5-bit integers in blocks of 32, a float16 scale and minimum"),
+    _in_blocks("q8_0", 8, "f16", "ggml: 8-bit integers in blocks of 32, a float16 scale"),
+    _in_blocks("q2_k", 2, "q4_0", "ggml: 2-bit integers, 4-bit scales and minima of 16, in super-blocks of 256"),
+    _in_blocks("q3_k", 3, "q4_0", "ggml: 3-bit integers, 6-bit scales of 16, in super-blocks of 256"),
+    _in_blocks("q4_k", 4, "q5_0", "ggml: 4-bit integers, 6-bit scales and minima of 32, in super-blocks of 256"),
+    _in_blocks("q5_k", 5, "q5_1", "ggml: 5-bit integers, 6-bit scales and minima of 32, in super-blocks of 256"),
+    _in_blocks("q6_k", 6, "q8_0", "ggml: 6-bit integers, 8-bit scales of 16, in super-blocks of 256"),
+    _in_blocks("iq4_nl", 4, "f16", "ggml: a table of 16 values in blocks of 32, a float16 scale"),
+    _in_blocks("iq4_xs", 4, "iq4_nl", "ggml: the same table, 6-bit scales of 32, in super-blocks of 256"),
+    _in_blocks("mxfp4", 4, "f16", "OCP microscaling: E2M1 floats in blocks of 32, a power of two as scale"),
+    _in_blocks("nvfp4", 4, "f16", "E2M1 floats, E4M3 scales of 16, in ggml's blocks of 64"),
+    _in_blocks("tq1_0", 2, "q4_0", "ggml: ternary, five codes a byte, a float16 scale of 256"),
+    _in_blocks("tq2_0", 2, "q4_0", "ggml: ternary in 2 bits, a float16 scale of 256"),
     Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),
     Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504"),
     Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even"),

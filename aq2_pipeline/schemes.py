@@ -17,6 +17,7 @@ from aq2_pipeline.families import (
     LARGEST_GROUP,
     PER_CHANNEL,
     PER_TENSOR,
+    SMALLEST_BLOCK,
     WIDTHS,
     Family,
 )
@@ -105,8 +106,10 @@ class Scheme:
         if row_length % self.block == 0:
             return None
         msg = f"{self.name!r} takes rows of a multiple of {self.block} weights, this one has rows of {row_length}"
-        hint = f"llama.cpp falls back to {self.fallback!r} there" if self.fallback else "choose another scheme"
-        return SchemeError(msg, hint)
+        if self.fallback in {"", "f16"}:
+            return SchemeError(msg, f"store this layer as {self.fallback or 'f32'!r}")
+        taken = self.fallback if row_length % SMALLEST_BLOCK == 0 else "f16"
+        return SchemeError(msg, f"llama.cpp falls back to {taken!r} there")
 
 
 def matrix_row(shape: Any, group: int) -> int:

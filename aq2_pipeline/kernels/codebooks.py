@@ -15,7 +15,10 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.grouped import Kind, grouped_kernels
+from aq2_pipeline.kernels.integer import measure
 from aq2_pipeline.kernels.lanes import splat, where
+
+__all__ = ["NF4", "measure", "nf4"]
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
