@@ -154,7 +154,7 @@ THIRD_PARTY = {
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "comparing": {"numpy", "polars", "pyarrow"},
     "picture": {"matplotlib", "numpy", "polars"},
-    "cli": {"rich", "typer", "pyarrow"},
+    "cli": {"polars", "rich", "typer", "pyarrow"},  # polars for type checkers
     "demo": {"duckdb", "polars", "pyarrow", "numpy"},
 }
 

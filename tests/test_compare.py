@@ -1,4 +1,4 @@
-"""`compare`, its command and its picture: pooled figures, the same weights for every scheme, files that say it again."""
+"""`compare`, its command and its picture: figures are pooled over the same weights for every scheme."""
 
 import json
 import math
@@ -266,7 +266,7 @@ def _frame(*rows):
 
 
 def test_the_picture_names_every_scheme(tmp_path):
-    """Each scheme's name is a text of the SVG; one without error is named below the axis, one without figures is not."""
+    """Each scheme's name is a text of the SVG, below the axis without error; one without figures is not there."""
     frame = _frame(("x_$1$", 4.5, 20.0), ("y", 4.5, 19.0), ("exact", 32.0, math.inf), ("none", None, None))
     picture.draw(frame, tmp_path / "p.svg", "a <title> & $more$")
     root = ET.parse(tmp_path / "p.svg").getroot()  # noqa: S314 - our own file

@@ -1,14 +1,16 @@
 """docs/quality.py: the forward pass is a sentence encoder's, and the page says what it measures."""
 
 import importlib.util
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-#: Half a unit of the last digit shown, and as much again for another BLAS.
-TOLERANCES = {"bits a weight": 0, "matrices": 0, "SQNR, dB": 0.01}
+#: What rounding to the digits shown leaves, and, of what passes through the model, another BLAS.
+TOLERANCES = {"bits a weight": 0.0005, "matrices": 0, "SQNR, dB": 0.0051}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,8 @@ def test_padding_changes_nothing(quality, loaded):
 
 def test_the_error_function_is_the_one_it_says(quality):
     """GELU is x times the normal distribution's function, to single precision."""
-    from math import erf, sqrt
-
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
-    exact = np.array([v * (1 + erf(v / sqrt(2))) / 2 for v in x.tolist()])
+    exact = np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.tolist()])
     assert np.abs(quality._gelu(x) - exact).max() < 1e-6
 
 
@@ -76,19 +76,20 @@ def test_the_page_shows_what_is_measured(quality):
     assert set(shown) == set(quality.SCHEMES)
     for row in quality.figures(["int8_g128", "int4_g64_asym", "int3_g64_asym"]):
         for name, value in shown[row["scheme"]].items():
-            tolerance = TOLERANCES.get(name, 5e-4)
-            assert abs(row[name] - value) <= tolerance + 5e-5 + 5e-4 * (name == "bits a weight"), (row["scheme"], name)
+            assert abs(row[name] - value) <= TOLERANCES.get(name, 0.0005), (row["scheme"], name)
 
 
 def test_what_the_page_says_is_so(quality):
     """The sentences under the table hold for its figures."""
     shown = _shown(quality)
     cosine = {name: row["mean cosine"] for name, row in shown.items()}
+    assert shown["int8_g128"]["most a similarity moves"] < 0.01
     assert shown["int6_g64"]["most a similarity moves"] < 0.03
+    assert shown["int4_g128"]["most a similarity moves"] > 0.1
     assert (1 - cosine["int4_channel"]) / (1 - cosine["int4_g32_asym"]) > 4
     for more, less in (("int5_g64", "int4_g32_asym"), ("int4_g128", "int3_g32_asym")):
         assert cosine[more] > cosine[less]
         assert shown[more]["bits a weight"] < shown[less]["bits a weight"] + 1e-9
     by_sqnr = sorted(shown, key=lambda name: shown[name]["SQNR, dB"])
-    falls = [a for a, b in zip(by_sqnr, by_sqnr[1:], strict=False) if cosine[a] > cosine[b]]
+    falls = [a for a, b in itertools.pairwise(by_sqnr) if cosine[a] > cosine[b]]
     assert falls == ["int3_g32_asym"]
