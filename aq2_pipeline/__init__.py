@@ -25,10 +25,13 @@ from aq2_pipeline.version import __version__ as __version__
 from aq2_pipeline.warming import warmup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from os import PathLike
 
     from duckdb import DuckDBPyConnection
-    from polars import LazyFrame
+    from polars import DataFrame, LazyFrame
+
+    from aq2_pipeline.comparing import ComparedLayer
 
 __all__ = [
     "Aq2Error",
@@ -38,6 +41,7 @@ __all__ = [
     "InputTypeError",
     "InputValueError",
     "SchemeError",
+    "compare",
     "dequantize",
     "policy_scheme",
     "quantization_error",
@@ -104,3 +108,18 @@ def scan_safetensors(source: str | PathLike[str], *, raw: bool = False) -> LazyF
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
     return safetensors.scan_safetensors(source, raw=raw)
+
+
+def compare(
+    source: str | PathLike[str],
+    schemes: Iterable[int | str],
+    *,
+    layers: str = "*",
+    vectors: bool = False,
+    threads: int | None = None,
+    progress: Callable[[ComparedLayer], None] | None = None,
+) -> DataFrame:
+    """Return what schemes take and lose on the layers of a file: see `aq2_pipeline.comparing.compare`."""
+    from aq2_pipeline import comparing  # noqa: PLC0415 - the extra [files] is imported when it is used
+
+    return comparing.compare(source, schemes, layers=layers, vectors=vectors, threads=threads, progress=progress)

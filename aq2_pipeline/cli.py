@@ -1,4 +1,4 @@
-"""The command `aq2`: inspect, quantize and decode model files.
+"""The command `aq2`: inspect, compare, quantize and decode model files.
 
 Exit codes: 0 done, 1 a bad file, scheme or disk (one message, no traceback), 2 a
 wrong command line, 130 interrupted, 143 terminated.
@@ -13,7 +13,7 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from aq2_pipeline import __version__, policy
 from aq2_pipeline import schemes as known_schemes
@@ -34,12 +34,19 @@ except ImportError as error:  # one line, because the command's entry point impo
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import polars as pl
+
+    from aq2_pipeline.comparing import ComparedLayer
     from aq2_pipeline.io.convert import LayerReport, Report
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
 TERMINATED = 143
+#: What `compare` tries unless told otherwise.
+_COMPARED = "int2_g32_asym,int3_g64_asym,int4_g128,int4_g64,int4_g64_asym,int6_g64,int8_g128"
+
+Result = TypeVar("Result")
 
 
 class _Group(typer.core.TyperGroup):
@@ -180,6 +187,57 @@ def schemes(as_json: Json = False) -> None:
 
 
 @app.command()
+def compare(
+    file: Source,
+    schemes: Annotated[str, typer.Option(help="Schemes, separated by commas; bits are a scheme, too.")] = _COMPARED,
+    layers: Annotated[str, typer.Option(help="Only layers whose names match the pattern, e.g. '*attention*'.")] = "*",
+    vectors: Annotated[
+        bool, typer.Option(help="Compare float tensors of fewer than two axes too, such as norms and biases.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the table to a .parquet or .csv file.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw error against bits to a .svg, .png or .pdf file.", show_default=False)
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what schemes take and lose on the float tensors of two or more axes of a safetensors file.
+
+    Figures are pooled over the layers that all schemes take; nothing is decoded.
+    """
+    from aq2_pipeline import comparing  # noqa: PLC0415 - heavy
+    from aq2_pipeline import picture as pictures  # noqa: PLC0415
+    from aq2_pipeline.io.safetensors import SafetensorsFile  # noqa: PLC0415 - an extra
+
+    if output is not None:
+        comparing.check_table_name(output)
+    if picture is not None:
+        pictures.check_picture_name(picture)
+    words = [word.strip() for word in schemes.split(",") if word.strip()]
+    wanted = [int(word) if word.isdecimal() else word for word in words]
+    n_layers = len(comparing.layers_of(SafetensorsFile(file), layers, vectors=vectors))
+    table = _with_progress(
+        n_layers,
+        as_json,
+        lambda tell: comparing.compare(file, wanted, layers=layers, vectors=vectors, threads=threads, progress=tell),
+        _compared_line,
+    )
+    n_compared, n_weights = (max(table[name].to_list()) for name in ("n_layers", "n_weights"))
+    about = f"{_shown(file.name)}: {n_compared} of {n_layers} layers, {n_weights:,} weights"
+    if output is not None:
+        comparing.write_table(table, output)
+    if picture is not None:
+        pictures.draw(table, picture, about)
+    if as_json:
+        _print_json({"file": str(file), "about": about, "schemes": comparing.as_json(table)})
+        return
+    _print_refused(table)
+    _print_table(about, table.with_columns(table["refused"].list.len()).drop("reason").to_dicts())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where the model and the Parquet file go.")] = Path("aq2-demo"),
 ) -> None:
@@ -189,13 +247,19 @@ def demo(
     script.run(out, typer.echo)
 
 
-def _with_progress(n_layers: int, quiet: bool, work: Callable[[Callable[[LayerReport], None]], Report]) -> Report:
+def _with_progress(
+    n_layers: int,
+    quiet: bool,
+    work: Callable[[Callable[[Any], None]], Result],
+    line: Callable[[Any], str] | None = None,
+) -> Result:
     """Run with a bar on a terminal, a line a layer elsewhere, both on the error stream."""
+    told = line or _line
     console = rich.console.Console(stderr=True)
     if quiet:
         return work(lambda _: None)
     if not console.is_terminal:
-        return work(lambda layer: typer.echo(_line(layer), err=True))
+        return work(lambda layer: typer.echo(told(layer), err=True))
     with rich.progress.Progress(console=console, transient=True) as bar:
         task = bar.add_task("layers", total=n_layers)
         return work(lambda layer: bar.update(task, advance=1, description=rich.text.Text(_shown(layer.name)).plain))
@@ -206,6 +270,18 @@ def _line(layer: LayerReport) -> str:
         "" if layer.sqnr_db is None else f" {_figure(layer.bits_per_weight)} bits, SQNR {_figure(layer.sqnr_db)} dB"
     )
     return f"{_shown(layer.name)}: {layer.scheme or 'left out'}{figures}"
+
+
+def _compared_line(layer: ComparedLayer) -> str:
+    figures = (f"{name} {_figure(sqnr)}" for name, sqnr in layer.sqnr_db.items())
+    return f"{_shown(layer.name)}: SQNR {', '.join(figures)} dB"
+
+
+def _print_refused(table: pl.DataFrame) -> None:
+    """Say on the error stream which layers a scheme could not take; the table counts them."""
+    for row in table.filter(table["refused"].list.len() > 0).iter_rows(named=True):
+        names = ", ".join(map(_shown, row["refused"]))
+        typer.echo(f"{row['scheme']} refuses {len(row['refused'])} layers: {names}: {row['reason']}", err=True)
 
 
 def _print_left_alone(report: Report) -> None:

@@ -81,15 +81,27 @@ def run(out: Path, say: Say) -> None:
         say(f"\nnext, in {engine}:\n\n{query}")
 
 
-def extract_model(out: Path) -> Path:
-    """Return the path of the model's safetensors file in `out`, copied there from the package if it is not yet."""
+def package_file() -> Path:
+    """Return the path of the zip file with the model, its tokenizer and its configuration.
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``[demo]``.
+    """
     spec = importlib.util.find_spec(PACKAGE)  # located, not imported: importing it prints
     if spec is None or spec.origin is None:
         msg = "the demo needs the extra [demo]: pip install 'aq2-pipeline[demo]'"
         raise ImportError(msg)
+    return Path(spec.origin).parent / "model.zip"
+
+
+def extract_model(out: Path) -> Path:
+    """Return the path of the model's safetensors file in `out`, copied there from the package if it is not yet."""
+    package = package_file()
     out.mkdir(parents=True, exist_ok=True)
     target = out / "model.safetensors"
-    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as archive:
+    with zipfile.ZipFile(package) as archive:
         member = archive.getinfo("model.safetensors")
         if not target.exists() or target.stat().st_size != member.file_size:
             with replacing(target) as temporary, archive.open(member) as source, temporary.open("wb") as copy:

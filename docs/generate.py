@@ -17,7 +17,7 @@ import pyarrow as pa
 import aq2_pipeline
 import aq2_pipeline.duckdb
 import aq2_pipeline.polars
-from aq2_pipeline import errors, layout, policy, schemes
+from aq2_pipeline import comparing, errors, layout, policy, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
 from aq2_pipeline.io import safetensors
 from aq2_pipeline.udfs import duckdb as duckdb_udfs
@@ -300,7 +300,8 @@ def command_page() -> str:
     from aq2_pipeline import cli  # noqa: PLC0415 - needs the extra
 
     main = typer.main.get_command(cli.app)
-    parts = ["# The command\n\n`aq2` comes with the extra `[cli]`; reading and writing safetensors needs `[files]`.\n"]
+    extras = "`aq2` comes with the extra `[cli]`; reading and writing safetensors needs `[files]`, pictures `[plot]`."
+    parts = [f"# The command\n\n{extras}\n"]
     for name, command in main.commands.items():
         parts.append(f"\n## aq2 {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
         rows = []
@@ -338,6 +339,7 @@ def python_page() -> str:
         "unregister": duckdb_udfs.unregister,
         "register_pyarrow": pyarrow_udfs.register_pyarrow,
         "scan_safetensors": safetensors.scan_safetensors,
+        "compare": comparing.compare,
     }
     for name, thing in things.items():
         if inspect.isclass(thing) and issubclass(thing, Exception):

@@ -40,6 +40,7 @@ LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 #: room -> the rooms that it may import. `aq2_pipeline` itself is the room "".
 MAY_IMPORT = {
     "": {
+        "comparing",
         "duckdb",
         "errors",
         "functions",
@@ -122,7 +123,9 @@ MAY_IMPORT = {
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
     "io": LEFT_OF_FILES | {"version"},
-    "cli": LEFT_OF_FILES | {"", "demo"},
+    "comparing": LEFT_OF_FILES,
+    "picture": {"errors", "io", "weights"},
+    "cli": LEFT_OF_FILES | {"", "comparing", "demo", "picture"},
     "demo": LEFT_OF_FILES | {""},
 }
 
@@ -152,7 +155,9 @@ THIRD_PARTY = {
     "duckdb": {"duckdb"},
     "udfs.pyarrow": {"pyarrow"},
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
-    "cli": {"rich", "typer", "pyarrow"},
+    "comparing": {"numpy", "polars", "pyarrow"},
+    "picture": {"matplotlib", "numpy", "polars"},
+    "cli": {"polars", "rich", "typer", "pyarrow"},  # polars for type checkers
     "demo": {"duckdb", "polars", "pyarrow", "numpy"},
 }
 
@@ -244,7 +249,8 @@ def test_importing_the_package_loads_no_engine_but_polars():
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert "polars" in loaded
-    heavy = {"duckdb", "_duckdb", "numba", "llvmlite", "torch", "safetensors", "typer", "rich", "ml_dtypes", "onnx"}
+    heavy = {"duckdb", "_duckdb", "numba", "llvmlite", "torch", "safetensors", "typer", "rich", "matplotlib"}
+    heavy |= {"ml_dtypes", "onnx"}
     assert not loaded & heavy
     assert not {name for name in loaded if name.startswith("aq2_pipeline.kernels")}
 

@@ -42,7 +42,7 @@ def _names(folder):
 def test_version_and_help_are_quick_to_say():
     """`--version` says the package's version; `--help` lists the commands; neither loads a kernel."""
     assert aq2("--version").stdout == f"aq2 {__version__}\n"
-    for command in ("inspect", "quantize", "dequantize", "schemes", "demo"):
+    for command in ("inspect", "quantize", "dequantize", "schemes", "compare", "demo"):
         assert command in aq2("--help").stdout
         assert aq2(command, "--help").exit_code == 0
     code = "import sys, aq2_pipeline.cli; print('numba' in sys.modules, 'duckdb' in sys.modules)"

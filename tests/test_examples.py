@@ -12,8 +12,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 def test_the_examples_are_all_here():
-    """The five that the README names exist; an empty folder would pass silently."""
-    assert [path.stem[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05"]
+    """All of them exist; an empty folder would pass silently."""
+    assert [path.stem[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
