@@ -61,11 +61,11 @@ class Codec:
         The kernel that measures a slice of such a piece, where the piece itself may
         be cut anywhere: two maxima, which are the whole's if taken over all slices,
         and which `encode` and `error` find behind their own parameters.
+    encode_halves_name : str or None
+        `encode` of the bits of float16; without one they are widened in memory first.
     weighted : Codec or None
         What encodes rows that come with an importance, in the same format; None
         where there is nothing to search for, and an importance is refused.
-    encode_halves_name : str or None
-        `encode` of the bits of float16; without one they are widened in memory first.
     """
 
     name: str
@@ -76,8 +76,8 @@ class Codec:
     sizes: Callable[[Ints, Ints, tuple[int, ...]], Sizes]
     piece: Callable[[int, tuple[int, ...]], int]
     measure_name: str | None = None
-    weighted: Codec | None = None
     encode_halves_name: str | None = None
+    weighted: Codec | None = None
 
     def _kernel(self, name: str) -> Any:
         return operator.attrgetter(name)(importlib.import_module(self.module)).compiled
