@@ -11,7 +11,7 @@ from aq2_pipeline.kernels.lanes import magnitude, splat, where
 from aq2_pipeline.kernels.minifloats import E2M1, float8_code, float8_value, rounded_size, size_of_code
 
 #: The same codes for numbers twice as large: 0, 1, 2, 3, 4, 6, 8 and 12.
-_DOUBLED = E2M1._replace(normal=np.float32(2), largest=np.float32(12))
+_DOUBLED = E2M1._replace(normal=np.float32(2), normal_bits=np.int32(1 << 30), largest=np.float32(12))
 
 _ZERO, _EIGHT = np.float32(0), np.int32(8)
 _1_4, _1_2, _3_4, _5_4, _7_4, _5_2 = (np.float32(k / 4) for k in (1, 2, 3, 5, 7, 10))

@@ -32,8 +32,9 @@ class Form(NamedTuple):
     sign: np.int32
     #: 1.5 * 2**23 spacings of the values from 1 to 2.
     rounder: np.float32
-    #: The smallest normal number, and its code.
+    #: The smallest normal number, its bits, and its code.
     normal: np.float32
+    normal_bits: np.int32
     normal_code: np.int32
     largest: np.float32
     #: What the first NaN would be as a number; larger ones are NaNs, and what lies between is infinite.
@@ -43,12 +44,14 @@ class Form(NamedTuple):
 def form(exponent_bits: int, mantissa_bits: int, largest: float, first_nan: float) -> Form:
     """Return the form of a sign, so many bits of exponent, biased by half of its range, and of mantissa."""
     shift, bias = 23 - mantissa_bits, 2 ** (exponent_bits - 1) - 1
+    normal = np.float32(2.0 ** (1 - bias))
     return Form(
         shift=np.int32(shift),
         sign_shift=np.int32(31 - exponent_bits - mantissa_bits),
         sign=np.int32(1 << (exponent_bits + mantissa_bits)),
         rounder=np.float32(1.5 * 2**shift),
-        normal=np.float32(2.0 ** (1 - bias)),
+        normal=normal,
+        normal_bits=np.int32(normal.view(np.int32)),
         normal_code=np.int32(1 << mantissa_bits),
         largest=np.float32(largest),
         first_nan=np.float32(first_nan),
@@ -74,8 +77,7 @@ def size_code(size: Any, kind: Any) -> Any:
     """Return the codes, as int32, of values of a form that are not negative."""
     subnormal = size < kind.normal
     pattern = reinterpreted(where(subnormal, size + kind.normal, size), np.int32)
-    first = reinterpreted(splat(kind.normal), np.int32)
-    code = (pattern - first) >> kind.shift
+    code = (pattern - kind.normal_bits) >> kind.shift
     return where(subnormal, code, code + kind.normal_code)
 
 
@@ -83,8 +85,7 @@ def size_code(size: Any, kind: Any) -> Any:
 def size_of_code(code: Any, kind: Any) -> Any:
     """Return the numbers that codes without a sign spell; those beyond the largest as if they were numbers."""
     subnormal = code < kind.normal_code
-    first = reinterpreted(splat(kind.normal), np.int32)
-    pattern = (where(subnormal, code, code - kind.normal_code) << kind.shift) + first
+    pattern = (where(subnormal, code, code - kind.normal_code) << kind.shift) + kind.normal_bits
     size = reinterpreted(pattern, np.float32)
     return where(subnormal, size - kind.normal, size)
 
