@@ -25,7 +25,7 @@ _NEVER = np.float32(-np.inf)
 
 #: Numbers that the furthest weight is scaled to: the first as ggml tries it first, then its grid, then our own.
 _GGML_TARGETS = np.array([127, *range(-134, -119)], np.float32)
-_TARGETS = np.array([102, 107.5, 113, 118.5, 124], np.float32)
+_TARGETS = np.array([100, 106, 112, 118, 124, -115, -141], np.float32)
 
 
 @helper
