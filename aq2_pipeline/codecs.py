@@ -216,5 +216,5 @@ BLOCKS = {
 #: Codebook -> method -> codec; the first method is the default.
 CODEBOOKS = {
     name: {method: _codebook(name, bits, method) for method in ("reference", "search")}
-    for name, bits in {"nf4": 4}.items()
+    for name, bits in {"nf4": 4, "fp4": 4, "fp8_e4m3": 8, "fp8_e5m2": 8}.items()
 }

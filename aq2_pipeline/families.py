@@ -112,6 +112,9 @@ FAMILIES: list[Family] = [
         for b in WIDTHS
     ),
     _codebook("nf4", 4, "quantiles of a normal distribution (QLoRA), the largest magnitude as scale"),
+    _codebook("fp4", 4, "E2M1 floats, a sixth of the largest magnitude as scale"),
+    _codebook("fp8_e4m3", 8, "E4M3 floats, the largest magnitude at 448"),
+    _codebook("fp8_e5m2", 8, "E5M2 floats, the largest magnitude at 57344"),
     _in_blocks("q4_0", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale"),
     _in_blocks("q4_1", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale and minimum"),
     _in_blocks("q5_0", 5, "f16", "ggml: 5-bit integers in blocks of 32, a float16 scale"),

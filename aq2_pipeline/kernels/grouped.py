@@ -27,6 +27,7 @@ from aq2_pipeline.kernels.integer import first_bad, group_span
 from aq2_pipeline.kernels.lanes import (
     LANES,
     join,
+    largest,
     load,
     load_half,
     local,
@@ -256,6 +257,7 @@ def with_decoded(held: Any, x: Any, decoded: Any, importance: Any, first: Any, n
 
 def _decoder(name: str, kind: Kind) -> Any:
     value_of, bits, most, group_at = kind.value_of, kind.bits, np.float64(kind.highest), kind.group_at
+    specials = kind.specials
 
     @kernel(DECODE, name)
     def decode(data: Any, scales: Any, zero_points: Any, row_length: Any, params: Any, values: Any) -> Any:
@@ -267,7 +269,11 @@ def _decoder(name: str, kind: Kind) -> Any:
                 high = min(low + group, start + row)
                 stop = at + ((high - low) * bits + 7) // 8
                 for j in range(low, high, LANES):
-                    decoded = value_of(codes_at(data[at:stop], j - low, bits, high - low, spare)) * scales[k]
+                    spelled = value_of(codes_at(data[at:stop], j - low, bits, high - low, spare))
+                    if specials and largest(reinterpreted(spelled, np.int32) & MAGNITUDE) >= INFINITY_BITS:
+                        store(staging, 0, spelled)
+                        return first_bad(staging, j)
+                    decoded = spelled * scales[k]
                     if np.float64(abs(scales[k])) * most > np.float64(LARGEST):
                         decoded = finite(decoded)
                     store_floats(decoded, values, j, high, staging)
@@ -296,6 +302,8 @@ class Kind(NamedTuple):
         Whether the negative of each value is one, so that one sign of the scale is enough.
     group_at : int
         Where in `params` the group size is; the measure of a sliced group follows it.
+    specials : bool
+        Whether some codes, which no weight gets, spell infinities or NaNs.
     """
 
     name: str
@@ -307,6 +315,7 @@ class Kind(NamedTuple):
     nearest: Any
     symmetric: bool
     group_at: int = 0
+    specials: bool = False
 
 
 def grouped_kernels(kind: Kind) -> Any:

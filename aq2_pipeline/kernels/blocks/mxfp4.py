@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import LARGEST, MAGNITUDE, float_of
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, turn_32
+from aq2_pipeline.kernels.bits import LARGEST, float_of
+from aq2_pipeline.kernels.blocks.columns import ZERO, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.e2m1 import code_nearest_zero, doubled_value, rounded_to_e2m1
 from aq2_pipeline.kernels.lanes import (
