@@ -41,7 +41,7 @@ from aq2_pipeline.kernels.lanes import (
     to,
     total,
 )
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_lanes, lanes_of, with_errors
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of, with_exact_errors
 from aq2_pipeline.kernels.packing import eights_of, low_bytes, paired, store_eights
 
 #: Scales that `search` tries, as parts of the reference's; the least-squares steps that follow, and those of `refit`.
@@ -215,7 +215,7 @@ def _error(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: 
 
     @kernel(ERROR, name)
     def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
-        n, held = values.size, lanes_of(lanes)
+        n, held = values.size, wide_lanes_of(lanes)
         row, group = group_span(params[group_at], row_length, n)
         staging = local(LANES, np.float32)
         given = importance if weighted else None
@@ -230,29 +230,18 @@ def _error(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: 
                 inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
                 for j in range(0, own.size, LANES):
                     x = staged(own, j, staging)
-                    held = with_decoded(
-                        held, x, finite(nearest(x * inverse) * scale), given, first, own.size, j, staging
-                    )
+                    decoded = finite(nearest(x * inverse) * scale)
+                    w = staged_importance(importance, first, own.size, j, staging) if weighted else None
+                    held = with_exact_errors(held, x, decoded, w)
                     done = position + low + min(j + LANES, own.size)
                     if done // BLOCK_SIZE != (position + low + j) // BLOCK_SIZE:
-                        keep_lanes(held, lanes)
+                        keep_wide_lanes(held, lanes)
                         flush_lanes(lanes, sums)
-                        held = lanes_of(lanes)
-        keep_lanes(held, lanes)
+                        held = wide_lanes_of(lanes)
+        keep_wide_lanes(held, lanes)
         return -1
 
     return error
-
-
-@helper
-def with_decoded(held: Any, x: Any, decoded: Any, importance: Any, first: Any, n: Any, at: Any, staging: Any) -> Any:
-    """Return the lanes of each sum with sixteen values more."""
-    added, d = with_errors(held, x, decoded), to(decoded, np.float64)
-    if importance is None:
-        return added[0], added[1], plus_product(added[2], d, d), added[3]
-    w = staged_importance(importance, first, n, at, staging)
-    e, wide = to(x - decoded, np.float64), to(x, np.float64)
-    return held[0] + e * e * w, held[1] + wide * wide * w, held[2] + d * d * w, added[3]
 
 
 def _decoder(name: str, kind: Kind) -> Any:

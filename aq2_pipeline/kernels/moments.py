@@ -98,6 +98,45 @@ def keep_lanes(sums: Any, lanes: Any) -> None:
 
 
 @helper
+def wide_lanes_of(lanes: Any) -> Any:
+    """Return the lanes of each sum as vectors of float64, for `with_exact_errors`."""
+    return (
+        load(lanes, SQUARED_ERROR * N_LANES),
+        load(lanes, SQUARED_WEIGHT * N_LANES),
+        load(lanes, SQUARED_DECODED * N_LANES),
+        load(lanes, MAX_ERROR * N_LANES),
+    )
+
+
+@helper
+def with_exact_errors(sums: Any, weights: Any, decoded: Any, importance: Any) -> Any:
+    """Return the lanes of each sum with sixteen values more, whatever they decode to.
+
+    `importance`, float64 or None, multiplies the squares.
+    """
+    x, d = to(weights, np.float64), to(decoded, np.float64)
+    e = x - d
+    size = maximum(e, np.float64(0) - e)
+    if importance is None:
+        return sums[0] + e * e, plus_product(sums[1], x, x), plus_product(sums[2], d, d), maximum(sums[3], size)
+    return (
+        sums[0] + e * e * importance,
+        sums[1] + x * x * importance,
+        sums[2] + d * d * importance,
+        maximum(sums[3], size),
+    )
+
+
+@helper
+def keep_wide_lanes(sums: Any, lanes: Any) -> None:
+    """Write the vectors of `wide_lanes_of` back."""
+    store(lanes, SQUARED_ERROR * N_LANES, sums[0])
+    store(lanes, SQUARED_WEIGHT * N_LANES, sums[1])
+    store(lanes, SQUARED_DECODED * N_LANES, sums[2])
+    store(lanes, MAX_ERROR * N_LANES, sums[3])
+
+
+@helper
 def add_error(weight: Any, decoded: Any, lane: Any, lanes: Any) -> None:
     """Add one value and what it decodes to."""
     w, d = np.float64(weight), np.float64(decoded)

@@ -23,8 +23,8 @@ import numpy as np
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, inlined, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
 from aq2_pipeline.kernels.integer import first_bad
-from aq2_pipeline.kernels.lanes import LANES, load, local, plus_product, to
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_lanes, lanes_of, with_errors
+from aq2_pipeline.kernels.lanes import LANES, load, local, to
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of, with_exact_errors
 
 
 @helper
@@ -101,15 +101,8 @@ def encode_batch(
 def with_block(sums: Any, values: Any, decoded: Any, importance: Any, first: Any) -> Any:
     """Return the lanes of each sum with a block more, each value's squares times its importance."""
     for j in range(0, values.size, LANES):
-        x, d = load(values, j), load(decoded, j)
-        wide = to(d, np.float64)
-        if importance is None:
-            added = with_errors(sums, x, d)
-            sums = (added[0], added[1], plus_product(added[2], wide, wide), added[3])
-        else:
-            added = with_errors(sums, x, d)
-            w, e, v = to(load(importance, first + j), np.float64), to(x - d, np.float64), to(x, np.float64)
-            sums = (sums[0] + e * e * w, sums[1] + v * v * w, sums[2] + wide * wide * w, added[3])
+        given = None if importance is None else to(load(importance, first + j), np.float64)
+        sums = with_exact_errors(sums, load(values, j), load(decoded, j), given)
     return sums
 
 
@@ -186,7 +179,7 @@ def _error(
     @kernel(ERROR, f"{name} error")
     def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
         staging, weights, spare = local(size, np.float32), local(size, np.float32), local(size_bytes, np.uint8)
-        data, decoded, held = local(size_bytes, np.uint8), local(block, np.float32), lanes_of(lanes)
+        data, decoded, held = local(size_bytes, np.uint8), local(block, np.float32), wide_lanes_of(lanes)
         for start in range(0, values.size, size):
             given = importance if weighted else None
             stop = min(start + size, values.size)
@@ -200,10 +193,10 @@ def _error(
                 first = low % importance.size if weighted else 0
                 held = with_block(held, values[low : low + block], decoded, given, first)
                 if (position + low + block) % BLOCK_SIZE == 0:
-                    keep_lanes(held, lanes)
+                    keep_wide_lanes(held, lanes)
                     flush_lanes(lanes, sums)
-                    held = lanes_of(lanes)
-        keep_lanes(held, lanes)
+                    held = wide_lanes_of(lanes)
+        keep_wide_lanes(held, lanes)
         return -1
 
     return error
