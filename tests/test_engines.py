@@ -20,7 +20,7 @@ from support.samples import bell, column, shapes
 
 import aq2_pipeline
 import aq2_pipeline.polars as aq2
-from aq2_pipeline import ArrowQuantV2, EngineError, InputTypeError, InputValueError, SchemeError, layout
+from aq2_pipeline import ArrowQuantV2, EngineError, InputTypeError, InputValueError, SchemeError, codecs, layout
 
 #: Vectors and morsels end between these.
 SIZES = (0, 1, 2048, 2049)
@@ -57,6 +57,41 @@ def test_quantize_gives_the_oracles_rows_on_every_engine(n, scheme):
         None if w is None else oracle.quantize(w, scheme, s).as_dict() for w, s in zip(rows, python, strict=True)
     ]
     assert_everywhere(pa.array(expected, layout.QUANTIZED), "quantize", weights, scheme, given)
+
+
+def block_table(n: int) -> tuple[pa.Array, pa.Array]:
+    """Return n rows that divide into every block, with nulls and empty lists, and their shapes."""
+    pool = bell(8192)
+    sizes = [(256, 0, 512, None, 768)[k % 5] for k in range(n)]
+    rows = [None if size is None else pool[k % 4000 : k % 4000 + size] for k, size in enumerate(sizes)]
+    return column(*rows), shapes(*((2, 256) if size == 512 else None for size in sizes))
+
+
+@pytest.mark.parametrize("scheme", ["nf4_g32", "fp4_g7:search", "fp8_e4m3_channel", *codecs.BLOCKS, "q4_0:reference"])
+def test_blocks_and_codebooks_agree_on_every_engine(scheme):
+    """Bytes, decoded weights and errors of 2049 rows are the same everywhere."""
+    weights, given = block_table(2049)
+    python = BY_NAME["python"]
+    quantized = python.quantize(weights, scheme, given)
+    assert_everywhere(quantized, "quantize", weights, scheme, given)
+    assert_everywhere(python.run("dequantize", quantized), "dequantize", quantized)
+    assert_everywhere(
+        python.run("quantization_error", weights, scheme, given), "quantization_error", weights, scheme, given
+    )
+
+
+def test_importance_agrees_on_every_engine():
+    """An importance, null in some rows, gives the same bytes and errors everywhere."""
+    weights, _ = block_table(50)
+    given = shapes(*[None] * 50)
+    importance = pa.array(
+        [None if k % 3 == 0 else np.abs(bell(len(w), k)) + np.float32(0.01) if (w := row.as_py()) else None
+         for k, row in enumerate(weights)],
+        layout.FLOATS,
+    )  # fmt: skip
+    for function in ("quantize", "quantization_error"):
+        expected = BY_NAME["python"].run(function, weights, "q4_k", given, importance)
+        assert_everywhere(expected, function, weights, "q4_k", given, importance)
 
 
 @pytest.mark.parametrize("n", SIZES)

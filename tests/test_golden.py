@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # run as a script, too
 from support.samples import bell, column, shapes
 
 import aq2_pipeline
-from aq2_pipeline import schemes
+from aq2_pipeline import codecs, schemes
 
 FOLDER = Path(__file__).parent / "golden"
 INTEGERS = [
@@ -29,7 +29,13 @@ INTEGERS = [
     for group in ("g32", "g128", "channel", "tensor")
     for asym in ("", "_asym")
 ]
-SCHEMES = [*INTEGERS, "f32", "f16", "bf16"]
+CODEBOOKS = [
+    f"{name}_{group}" for name in ("nf4", "fp4", "fp8_e4m3", "fp8_e5m2") for group in ("g64", "channel", "tensor")
+]
+#: What a search finds is stored, too: a better one is a change of bytes.
+SEARCHED = ["nf4_g64:search", "fp4_g64:search", "fp8_e4m3_channel:search"]
+BLOCKS = [f"{name}:{method}" for name in codecs.BLOCKS for method in ("search", "reference")]
+SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, "f32", "f16", "bf16"]
 DTYPES = ("f32", "f16", "bf16")
 
 
@@ -43,6 +49,14 @@ def rows() -> tuple[pa.Array, pa.Array]:
     return column(*weights), shapes(*given)
 
 
+def block_rows() -> tuple[pa.Array, pa.Array]:
+    """Return fixed weights that divide into every block: a bell, a shifted one, a wide range, a constant, zeros."""
+    wide = bell(1024, 9)
+    wide[::3] *= np.float32(2.0**-12)
+    weights = [bell(2560, 10), bell(512, 11) + np.float32(0.25), wide, np.full(256, 0.1, np.float32), np.zeros(256)]
+    return column(*weights), shapes((5, 512), None, (2, 512), None, None)
+
+
 def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
     """Return the weights as bytes of a dtype."""
     cast = {"f32": lambda w: w, "f16": lambda w: w.astype(np.float16)}
@@ -52,7 +66,7 @@ def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
 
 def fingerprint(name: str, dtype: str) -> dict:
     """Return what is pinned of a scheme on weights that are stored in a dtype."""
-    weights, given = rows()
+    weights, given = block_rows() if name in BLOCKS else rows()
     quantized = aq2_pipeline.quantize(as_stored(weights, dtype), f"{name}@{dtype}", given).to_pylist()
     data = [row["quantized_data"] for row in quantized]
     numbers = {k: np.concatenate([np.array(row[k], "<f4") for row in quantized]) for k in ("scales", "zero_points")}
@@ -74,7 +88,7 @@ def fingerprint(name: str, dtype: str) -> dict:
 
 def path(name: str) -> Path:
     """Return the file of a scheme."""
-    return FOLDER / f"{name}.json"
+    return FOLDER / f"{name.replace(':', '-')}.json"
 
 
 def known() -> dict:

@@ -21,6 +21,10 @@ SYMMETRIC = st.builds("int{}_{}".format, BITS, GROUPS)
 ASYMMETRIC = st.builds("int{}_{}_asym".format, BITS, GROUPS)
 INTEGERS = SYMMETRIC | ASYMMETRIC
 SCHEMES = INTEGERS | st.sampled_from(["f32", "f16", "bf16"])
+CODEBOOKS = st.sampled_from(
+    ["nf4_g7", "nf4_channel", "fp4_g32", "fp4_tensor:search", "fp8_e4m3_channel", "fp8_e5m2_g8:search"]
+)
+ANY = SCHEMES | CODEBOOKS
 
 #: Everything that float16 holds too, subnormals and both zeros included.
 FLOATS = st.floats(-60000, 60000, width=32)
@@ -92,7 +96,7 @@ def rounding_bound(row, w):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=80)
-@given(tables(), tables(), SCHEMES, st.sampled_from(KINDS))
+@given(tables(), tables(), ANY, st.sampled_from(KINDS))
 def test_chunk_law(name, first, second, scheme, kind):
     """f(a ++ b) == f(a) ++ f(b), and a chunked column keeps its chunks."""
     function = FUNCTIONS[name]
@@ -106,7 +110,7 @@ def test_chunk_law(name, first, second, scheme, kind):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=80)
-@given(tables(), SCHEMES, st.sampled_from(KINDS), st.data())
+@given(tables(), ANY, st.sampled_from(KINDS), st.data())
 def test_slice_law(name, table, scheme, kind, data):
     """f(a[i:j]) == f(a)[i:j], for slices of slices too."""
     function = FUNCTIONS[name]
@@ -120,7 +124,7 @@ def test_slice_law(name, table, scheme, kind, data):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=80)
-@given(tables(), SCHEMES, st.data())
+@given(tables(), ANY, st.data())
 def test_permutation_law(name, table, scheme, data):
     """Permuted and repeated rows give permuted and repeated results."""
     picks = data.draw(st.lists(st.integers(0, len(table) - 1), max_size=8)) if table else []
@@ -131,7 +135,7 @@ def test_permutation_law(name, table, scheme, data):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=80)
-@given(tables(), SCHEMES, st.integers(0, 3))
+@given(tables(), ANY, st.integers(0, 3))
 def test_input_stays_and_nothing_is_remembered(name, table, scheme, threads):
     """Input buffers keep their bytes, lengths and nulls are kept, and a second call gives the same."""
     given_column = column(table)
@@ -254,7 +258,7 @@ def test_codes_stay_in_their_range(row, scheme):
 
 
 @settings(max_examples=150)
-@given(shaped_rows(), SCHEMES)
+@given(shaped_rows(), ANY)
 def test_errors_are_those_of_the_decoded_weights(row, scheme):
     """`quantization_error` says what dequantizing would show, without doing it."""
     w, shape = row
@@ -276,7 +280,7 @@ def test_errors_are_those_of_the_decoded_weights(row, scheme):
 
 
 @settings(max_examples=80)
-@given(tables(), st.lists(SCHEMES, min_size=6, max_size=6))
+@given(tables(), st.lists(ANY, min_size=6, max_size=6))
 def test_a_column_of_schemes_is_each_row_alone(table, names):
     """Each row of a column of schemes is quantized as if it were alone."""
     schemes = pa.array(names[: len(table)], pa.string())
@@ -286,7 +290,7 @@ def test_a_column_of_schemes_is_each_row_alone(table, names):
 
 
 @settings(max_examples=80)
-@given(tables(), tables(), SCHEMES)
+@given(tables(), tables(), ANY)
 def test_what_a_null_row_owns_is_not_read(table, garbage, scheme):
     """NaN behind null rows, and unaddressed values before and after, change nothing."""
     spread, keep = [], []
