@@ -17,10 +17,10 @@ MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows)
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """Replace every compiled helper by its Python function, for a while."""
+def interpreted(*more: Any) -> Iterator[None]:
+    """Replace every compiled helper, of more modules too, by its Python function, for a while."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in MODULES:
+        for module in (*MODULES, *more):
             for name, value in list(vars(module).items()):
                 if hasattr(value, "py_func") and hasattr(value, "nopython_signatures"):
                     patch.setattr(module, name, value.py_func)

@@ -18,6 +18,9 @@ from aq2_pipeline.kernels.widening import float_from_half
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
+#: What a sum of squares, times this, is below, is smaller: whatever a few dozen additions on both sides lost.
+SURELY = np.float32(1 - 2.0**-16)
+
 
 @helper
 def turn_16(values: Any, target: Any) -> None:

@@ -14,14 +14,12 @@ from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import half_at, inverse_or_zero, store_half, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.nonlinear import read_codes, scales, squared_error, store_codes
+from aq2_pipeline.kernels.blocks.nonlinear import error_to_beat, read_codes, scales, squared_error, store_codes
 from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import local, store, to, where
 from aq2_pipeline.kernels.widening import floats_from_halves
 
 BLOCK, N_BYTES, BATCH = 32, 18, 16
-
-_SURELY = np.float32(1 - 2.0**-16)  # as in mxfp4
 
 
 @helper
@@ -54,7 +52,7 @@ def _best_halves(columns: Any, weights: Any, halves: Any, inverses: Any) -> None
     """
     found, _, ggml = scales(columns, weights)
     bits, inverse = half_bits(ggml), inverse_or_zero(ggml)
-    error = squared_error(columns, weights, inverse, floats_from_halves(to(bits, np.uint16))) * _SURELY
+    error = error_to_beat(columns, weights, inverse, floats_from_halves(to(bits, np.uint16)))
     for step in range(2):
         other = half_bits(found) + np.int32(step)
         d = floats_from_halves(to(other, np.uint16))

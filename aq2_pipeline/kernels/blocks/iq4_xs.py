@@ -14,9 +14,9 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST, ROUND
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, half_at, inverse_or_zero, store_half, turn_32
+from aq2_pipeline.kernels.blocks.columns import ZERO, half_at, inverse_or_zero, store_half, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.nonlinear import fit, read_codes, scales, squared_error, store_codes
+from aq2_pipeline.kernels.blocks.nonlinear import error_to_beat, fit, read_codes, scales, squared_error, store_codes
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import (
     load,
@@ -35,11 +35,13 @@ from aq2_pipeline.kernels.lanes import (
 BLOCK, N_BYTES, BATCH = 256, 136, 2
 
 _LOWEST, _HIGHEST = np.float32(-32), np.float32(31)
-_SMALLEST_HALF, _LARGEST_HALF = np.float32(2.0**-24), np.float32(65504)
-_SURELY = np.float32(1 - 2.0**-16)  # as in mxfp4
+_SMALLEST_HALF = np.float32(2.0**-24)
 
 #: Levels that the largest scale may get, of either sign.
 _LARGEST_LEVELS = np.array([*range(20, 33)], np.float32)
+
+#: Steps from the nearest level to those tried; that itself comes first, and stays where no error counts.
+_STEPS = np.array([0, -1, 1], np.float32)
 
 
 @helper
@@ -113,7 +115,7 @@ def _super_scales(found: Any, squares: Any) -> Any:
     largest = shared_largest(magnitude(found), 8)
     best, best_lost = splat(ZERO), splat(np.float32(np.inf))
     for k in range(2 * _LARGEST_LEVELS.size):
-        size = minimum(maximum(rounded_to_half(largest / _LARGEST_LEVELS[k // 2]), _SMALLEST_HALF), _LARGEST_HALF)
+        size = maximum(rounded_to_half(largest / _LARGEST_LEVELS[k // 2]), _SMALLEST_HALF)
         d = size if k % 2 == 0 else ZERO - size
         off = found - d * _levels(found, d)
         lost = shared_total(off * off * squares, 8)
@@ -126,8 +128,8 @@ def _super_scales(found: Any, squares: Any) -> Any:
 def _best_levels(columns: Any, weights: Any, d: Any, near: Any) -> Any:
     """Return the best of each level and its neighbours, and the error there."""
     best, error = near, splat(np.float32(np.inf))
-    for step in range(-1, 2):
-        level = minimum(maximum(near + np.float32(step), _LOWEST), _HIGHEST)
+    for k in range(3):
+        level = minimum(maximum(near + _STEPS[k], _LOWEST), _HIGHEST)
         scale = d * level
         tried = squared_error(columns, weights, inverse_or_zero(scale), scale)
         better = tried < error
@@ -137,15 +139,15 @@ def _best_levels(columns: Any, weights: Any, d: Any, near: Any) -> Any:
 
 @helper
 def _refitted(columns: Any, weights: Any, d: Any, level: Any) -> Any:
-    """Return the float16 `d` of the least squares for these levels and their codes."""
+    """Return the float16 `d` of the least squares for these levels and their codes; infinite if all are 0."""
     products, squares = fit(columns, weights, inverse_or_zero(d * level))
     total = shared_total(products * level, 8)
-    return rounded_to_half(total / maximum(shared_total(squares * level * level, 8), ONE))
+    return rounded_to_half(total / shared_total(squares * level * level, 8))
 
 
 @helper
 def _best(columns: Any, weights: Any, halves: Any, levels: Any, inverses: Any) -> None:
-    """Write the scales, levels and inverses of the smaller errors: ggml's finished super-block, unless ours is better."""
+    """Write scales, levels and inverses: those of ggml's finished super-block, unless ours leaves a smaller error."""
     found, squares, ggml = scales(columns, weights)
     d = _super_scales(found, squares)
     level, errors = _best_levels(columns, weights, d, _levels(found, d))
@@ -160,8 +162,8 @@ def _best(columns: Any, weights: Any, halves: Any, levels: Any, inverses: Any) -
     other = _ggml_scales(ggml)
     other_level = _levels(ggml, other)
     other_inverse = inverse_or_zero(other * other_level)
-    tried = shared_total(squared_error(columns, weights, other_inverse, rounded_to_half(other) * other_level), 8)
-    better = error < tried * _SURELY
+    other_scale = rounded_to_half(other) * other_level
+    better = error < shared_total(error_to_beat(columns, weights, other_inverse, other_scale), 8)
     store(halves, 0, half_bits(where(better, d, other)))
     store(levels, 0, to(where(better, level, other_level), np.int32))
     store(inverses, 0, where(better, inverse, other_inverse))

@@ -14,7 +14,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST, float_of
-from aq2_pipeline.kernels.blocks.columns import ZERO, turn_32
+from aq2_pipeline.kernels.blocks.columns import SURELY, ZERO, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.e2m1 import code_nearest_zero, doubled_value, rounded_to_e2m1
 from aq2_pipeline.kernels.lanes import (
@@ -37,9 +37,6 @@ _NORMAL = np.int32(0x00800000)
 _EXPONENT = np.int32(0x7F800000)
 _LN_2, _HALF, _TWO_24 = np.float32(np.log(2)), np.float32(0.5), np.float32(2.0**24)
 _LAST = np.int32(252)  # 6 * 2**(253 - 127) is infinite
-
-#: What an error must fall below to be taken for smaller, whatever the sums of 32 squares lost to rounding.
-_SURELY = np.float32(1 - 2.0**-16)
 
 
 @helper
@@ -96,10 +93,7 @@ def _squares(columns: Any, weights: Any, inverse: Any) -> Any:
     for i in range(0, columns.size, 16):
         size = magnitude(load(columns, i)) * inverse
         lost = rounded_to_e2m1(size) - size
-        if weights is None:
-            error = error + lost * lost
-        else:
-            error = error + lost * lost * load(weights, i)
+        error = error + (lost * lost if weights is None else lost * lost * load(weights, i))
     return error
 
 
@@ -111,7 +105,7 @@ def _best_exponents(columns: Any, weights: Any) -> Any:
     inverse = reinterpreted((np.int32(254) - e) << np.int32(23), np.float32)
     error = _squares(columns, weights, inverse)
     wider = _squares(columns, weights, inverse * _HALF)
-    better = wider * np.float32(4) < error * _SURELY
+    better = wider * np.float32(4) < error * SURELY
     return minimum(where(better, e + np.int32(1), e), _LAST)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest
+from aq2_pipeline.kernels.bits import LARGEST
+from aq2_pipeline.kernels.blocks.columns import ONE, SURELY, ZERO, furthest
 from aq2_pipeline.kernels.lanes import load, magnitude, splat, store, to, where
 
 #: What the codes stand for (ggml-common.h, kvalues_iq4nl), and where the next one is as near.
@@ -86,7 +87,8 @@ def scales(columns: Any, weights: Any) -> Any:
     """Return the scale of the least squares of each lane, the squared values there, and ggml's own scale.
 
     For given codes the best scale is products / squares, and takes away
-    products**2 / squares of the sum of squares; the largest wins.
+    products**2 / squares of the sum of squares; the largest wins. Where no weight
+    counts, the scale is ggml's.
     """
     far = furthest(columns)
     none, best, best_squares, ggml_best = splat(ZERO), splat(_NEVER), splat(ONE), splat(_NEVER)
@@ -107,7 +109,8 @@ def scales(columns: Any, weights: Any) -> Any:
         found, best = where(better, scale, found), where(better, scale * products, best)
         best_squares = where(better, squares, best_squares)
     zeros = magnitude(far) < _EPSILON
-    return where(zeros, none, found), best_squares, where(zeros, none, ggml)
+    ggml = where(zeros, none, ggml)
+    return where(zeros, none, where(best > _NEVER, found, ggml)), best_squares, ggml
 
 
 @helper
@@ -119,6 +122,13 @@ def squared_error(columns: Any, weights: Any, inverse: Any, scale: Any) -> Any:
         lost = nearest_value(x * inverse) * scale - x
         error = error + (lost * lost if weights is None else lost * lost * load(weights, i))
     return error
+
+
+@helper
+def error_to_beat(columns: Any, weights: Any, inverse: Any, scale: Any) -> Any:
+    """Return what an error must be below to be surely smaller; none is where ggml's own scale is not finite."""
+    error = squared_error(columns, weights, inverse, scale) * SURELY
+    return where(magnitude(scale) <= LARGEST, error, splat(_NEVER))
 
 
 @helper

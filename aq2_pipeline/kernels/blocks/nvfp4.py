@@ -5,8 +5,8 @@ twice the E2M1 value: 0 and 127 spell 0, and bit 7 means nothing, but that 255 i
 480. Byte j of the eight of a group holds the code of weight j in its low half and
 that of weight j + 8 in its high half (ggml-common.h, block_nvfp4).
 
-Scales end at 448 and 2**-9: weights beyond 2688 are cut off, those below 2**-11
-become zeros.
+Scales end at 448 and 2**-9: weights below 2**-11 become zeros, and blocks with one
+beyond 2688, which ggml would cut off, are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.columns import ZERO, inverse_or_zero, turn_16
+from aq2_pipeline.kernels.blocks.columns import SURELY, ZERO, inverse_or_zero, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.e2m1 import code_nearest_zero, doubled_value, rounded_to_e2m1
 from aq2_pipeline.kernels.lanes import (
@@ -38,8 +38,7 @@ from aq2_pipeline.kernels.minifloats import E4M3, size_of_code
 
 BLOCK, N_BYTES, BATCH = 64, 36, 4
 
-_LAST = np.int32(126)
-_SURELY = np.float32(1 - 2.0**-16)  # as in mxfp4
+_LAST, _HIGHEST = np.int32(126), np.float32(2688)
 _SIX, _512, _HALF = np.float32(6), np.float32(512), np.float32(0.5)
 _NORMAL, _INFINITY = E4M3.normal, np.float32(np.inf)
 
@@ -50,7 +49,7 @@ _FROM, _TO = -2, 7
 
 @helper
 def _scale_codes(columns: Any) -> Any:
-    """Return the codes of a sixth of each lane's largest magnitude as ggml rounds it, half up.
+    """Return each lane's largest magnitude, and the code of a sixth of it as ggml rounds that, half up.
 
     There, a subnormal scale is at most 7/8 of the smallest normal one, and all
     scales from 248 on are 448.
@@ -62,30 +61,34 @@ def _scale_codes(columns: Any) -> Any:
     subnormal = minimum(to(minimum(scale, _NORMAL) * _512 + _HALF, np.int32), np.int32(7))
     eighths = (reinterpreted(scale, np.int32) + np.int32(1 << 19)) >> np.int32(20)
     code = where(scale < _NORMAL, subnormal, eighths - np.int32(120 << 3))
-    return where(code < np.int32(120), code, splat(_LAST))
+    return size, where(code < np.int32(120), code, splat(_LAST))
 
 
 @helper
-def _write(values: Any, codes: Any, data: Any) -> None:
-    """Write 16 groups with the scales of these codes."""
+def _write(values: Any, sizes: Any, codes: Any, data: Any) -> Any:
+    """Write 16 groups with the scales of these codes; return the first block that none can hold, or -1."""
     scales = local(16, np.float32)
     scale = size_of_code(load(codes, 0), E4M3)
     store(scales, 0, where(scale == ZERO, splat(_INFINITY), scale))  # of either, all codes are 0
     for k in range(16):
+        if sizes[k] > _HIGHEST:
+            return k // 4
         at = 36 * (k // 4) + 4 + 8 * (k % 4)
         data[36 * (k // 4) + k % 4] = np.uint8(codes[k])
         found = reinterpreted(to(code_nearest_zero(load(values, 16 * k), scales[k]), np.uint8), np.uint64)
         store(data, at, lane(found, 0) | (lane(found, 1) << np.uint64(4)))
+    return -1
 
 
 @helper
 def reference(values: Any, weights: Any, data: Any) -> Any:
     """Encode four blocks as ggml's quantize_row_nvfp4_ref: the largest magnitude of a group becomes 6."""
-    columns, codes = local(256, np.float32), local(16, np.int32)
+    columns, sizes, codes = local(256, np.float32), local(16, np.float32), local(16, np.int32)
     turn_16(values, columns)
-    store(codes, 0, _scale_codes(columns))
-    _write(values, codes, data)
-    return -1
+    size, code = _scale_codes(columns)
+    store(sizes, 0, size)
+    store(codes, 0, code)
+    return _write(values, sizes, codes, data)
 
 
 @helper
@@ -95,40 +98,37 @@ def _squares(columns: Any, weights: Any, scale: Any) -> Any:
     for i in range(0, columns.size, 16):
         size = magnitude(load(columns, i))
         lost = rounded_to_e2m1(size * inverse) * scale - size
-        if weights is None:
-            error = error + lost * lost
-        else:
-            error = error + lost * lost * load(weights, i)
+        error = error + (lost * lost if weights is None else lost * lost * load(weights, i))
     return error
 
 
 @helper
-def _best_scale_codes(columns: Any, weights: Any) -> Any:
-    """Return the codes of the smallest errors: the reference's unless another is surely better."""
-    first = _scale_codes(columns)
+def _best_scale_codes(columns: Any, weights: Any, sizes: Any, codes: Any) -> None:
+    """Write the largest magnitudes, and the codes of the smallest errors: ggml's unless another is surely better."""
+    size, first = _scale_codes(columns)
     best = first
-    error = _squares(columns, weights, size_of_code(first, E4M3)) * _SURELY
+    error = _squares(columns, weights, size_of_code(first, E4M3)) * SURELY
     for step in range(_FROM, _TO):
         code = minimum(maximum(first + np.int32(step), np.int32(1)), _LAST)
         tried = _squares(columns, weights, size_of_code(code, E4M3))
         better = tried < error
         best, error = where(better, code, best), where(better, tried, error)
-    return best
+    store(sizes, 0, size)
+    store(codes, 0, best)
 
 
 @helper
 def search(values: Any, weights: Any, data: Any) -> Any:
     """Encode four blocks with the scales of the smallest squared error among those near the reference's."""
-    columns, codes = local(256, np.float32), local(16, np.int32)
+    columns, sizes, codes = local(256, np.float32), local(16, np.float32), local(16, np.int32)
     turn_16(values, columns)
     if weights is None:
-        store(codes, 0, _best_scale_codes(columns, None))
+        _best_scale_codes(columns, None, sizes, codes)
     else:
         importance = local(256, np.float32)
         turn_16(weights, importance)
-        store(codes, 0, _best_scale_codes(columns, importance))
-    _write(values, codes, data)
-    return -1
+        _best_scale_codes(columns, importance, sizes, codes)
+    return _write(values, sizes, codes, data)
 
 
 @helper
