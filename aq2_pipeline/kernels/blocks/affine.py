@@ -1,0 +1,112 @@
+"""Formats of 32 weights, a float16 scale `d` and minimum `m`, and codes from 0 on: `d * code + m`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import LARGEST
+from aq2_pipeline.kernels.blocks.columns import ZERO, half_at, inverse_or_zero, store_half, turn_32
+from aq2_pipeline.kernels.blocks.range_search import range_search
+from aq2_pipeline.kernels.blocks.scale_search import nearest
+from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
+from aq2_pipeline.kernels.lanes import LANES, load, local, maximum, minimum, store, to
+
+_HALF = np.float32(0.5)
+
+
+@helper
+def bounds(columns: Any) -> Any:
+    """Return the smallest and the largest weight of each lane."""
+    low, high = load(columns, 0), load(columns, 0)
+    for i in range(LANES, columns.size, LANES):
+        x = load(columns, i)
+        low, high = minimum(low, x), maximum(high, x)
+    return low, high
+
+
+def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tuple[tuple[float, float], ...]) -> Any:
+    """Return `reference`, `search` and `decode` of a format.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Bytes a block.
+    highest : int
+        The largest code.
+    write, read : function
+        `write(data, at, low, high)` and `read(data, at) -> low, high`: the codes
+        of weights 0 to 15 and 16 to 31, int32, behind scale and minimum.
+    guesses : tuple of (float, float)
+        See `range_search`.
+    """
+    top, last = np.float32(highest), np.int32(highest)
+    find = range_search(highest, guesses)
+
+    @helper
+    def store_bounds(data: Any, at: Any, scale: Any, lowest: Any) -> Any:
+        """Write the bits of scale and minimum; return whether they are finite."""
+        finite = store_half(data, at, scale)
+        return store_half(data, at + 2, lowest) and finite
+
+    @helper
+    def reference(values: Any, weights: Any, data: Any) -> Any:
+        """Encode 16 blocks as ggml's quantize_row_*_ref: codes 0 and the largest are the ends of the range."""
+        columns, inverses, minima = local(512, np.float32), local(16, np.float32), local(16, np.float32)
+        halves = local(32, np.int32)
+        turn_32(values, columns)
+        low, high = bounds(columns)
+        d = (high - low) / top
+        store(inverses, 0, inverse_or_zero(d))
+        store(minima, 0, low)
+        store(halves, 0, half_bits(d))
+        store(halves, 16, half_bits(low))
+        for k in range(16):
+            if not store_bounds(data, n_bytes * k, halves[k], halves[16 + k]):
+                return k
+            inverse, lowest = inverses[k], minima[k]
+            first = to((load(values, 32 * k) - lowest) * inverse + _HALF, np.int32)
+            second = to((load(values, 32 * k + 16) - lowest) * inverse + _HALF, np.int32)
+            write(data, n_bytes * k + 4, minimum(first, last), minimum(second, last))
+        return -1
+
+    @helper
+    def search(values: Any, weights: Any, data: Any) -> Any:
+        """Encode 16 blocks with the scales and minima that a search finds, and the nearest codes."""
+        columns, inverses, minima = local(512, np.float32), local(16, np.float32), local(16, np.float32)
+        halves = local(32, np.int32)
+        turn_32(values, columns)
+        low, high = bounds(columns)
+        d, m = rounded_to_half((high - low) / top), rounded_to_half(low)
+        if weights is None:
+            d, m = find(columns, None, low, high - low, d, m)
+        else:
+            turned = local(512, np.float32)
+            turn_32(weights, turned)
+            d, m = find(columns, turned, low, high - low, d, m)
+        store(inverses, 0, inverse_or_zero(d))
+        store(minima, 0, m)
+        store(halves, 0, half_bits(d))
+        store(halves, 16, half_bits(m))
+        for k in range(16):
+            if not store_bounds(data, n_bytes * k, halves[k], halves[16 + k]):
+                return k
+            inverse, lowest = inverses[k], minima[k]
+            first = to(nearest((load(values, 32 * k) - lowest) * inverse, ZERO, top), np.int32)
+            second = to(nearest((load(values, 32 * k + 16) - lowest) * inverse, ZERO, top), np.int32)
+            write(data, n_bytes * k + 4, first, second)
+        return -1
+
+    @helper
+    def decode(data: Any, values: Any) -> Any:
+        """Read one block."""
+        d, m, codes = half_at(data, 0), half_at(data, 2), read(data, 4)
+        if not (abs(d) <= LARGEST and abs(m) <= LARGEST):
+            return 0
+        store(values, 0, to(codes[0], np.float32) * d + m)
+        store(values, 16, to(codes[1], np.float32) * d + m)
+        return -1
+
+    return reference, search, decode
