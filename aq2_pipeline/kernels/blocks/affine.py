@@ -27,6 +27,11 @@ def bounds(columns: Any) -> Any:
     return low, high
 
 
+def grid(highest: int, widths: tuple[float, ...], shifts: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    """Return guesses: the range takes each width, in codes, about the middle of the codes, and is shifted by each."""
+    return tuple((width, (highest - width) / 2 + shift) for width in widths for shift in shifts)
+
+
 def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tuple[tuple[float, float], ...]) -> Any:
     """Return `reference`, `search` and `decode` of a format.
 

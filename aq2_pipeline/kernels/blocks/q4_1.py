@@ -6,13 +6,13 @@ weight j + 16 in its high half (ggml-common.h, block_q4_1).
 
 from __future__ import annotations
 
-from aq2_pipeline.kernels.blocks.affine import affine_format
+from aq2_pipeline.kernels.blocks.affine import affine_format, grid
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.nibbles import nibbles, store_nibbles
 
 BLOCK, N_BYTES, BATCH = 32, 20, 16
 
-GUESSES = tuple((width, (15 - width) / 2 + shift) for width in (13.0, 13.8, 14.6, 15.4, 16.2) for shift in (-0.35, 0.0, 0.35))
+GUESSES = grid(15, (14.0, 14.7, 15.4), (-0.4, -0.13, 0.13, 0.4))
 
 reference, search, decode = affine_format(N_BYTES, 15, store_nibbles, nibbles, GUESSES)
 kernels = block_kernels("q4_1", BLOCK, N_BYTES, BATCH, {"search": search, "reference": reference}, decode)

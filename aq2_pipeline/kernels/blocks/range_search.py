@@ -3,8 +3,9 @@
 A guess stretches the codes over a part of the block's range, or over more than it,
 and shifts them against it by a part of a code. For the codes that it gives, the best
 scale and minimum are a regression of the weights on the codes; the guess that
-explains most of their variance wins. Both are then rounded to the float16 that is
-stored, and the format's reference is kept where its block is no worse.
+explains most of their variance wins, and its codes are found and fitted anew. Both
+are then rounded to the float16 that is stored, and the format's reference is kept
+unless its block is surely worse.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import SMALLEST_NORMAL
 from aq2_pipeline.kernels.blocks.columns import ZERO, inverse_or_zero
-from aq2_pipeline.kernels.blocks.scale_search import nearest
+from aq2_pipeline.kernels.blocks.scale_search import DOUBT, nearest
 from aq2_pipeline.kernels.halves import rounded_to_half
-from aq2_pipeline.kernels.lanes import LANES, load, maximum, splat, where
+from aq2_pipeline.kernels.lanes import LANES, load, local, maximum, splat, store, where
 
 _MINUS_ONE = np.float32(-1)
 
@@ -38,7 +39,7 @@ def sums_of(columns: Any, weights: Any) -> Any:
 
 
 def range_search(highest: int, guesses: tuple[tuple[float, float], ...]) -> Any:
-    """Return a search for the scales and minima of 16 turned blocks.
+    """Return a search for the scales and minima of 16 turned blocks of 32 weights.
 
     Parameters
     ----------
@@ -59,11 +60,11 @@ def range_search(highest: int, guesses: tuple[tuple[float, float], ...]) -> Any:
     shifts = tuple(np.float32(shift) for _, shift in guesses)
 
     @helper
-    def code_sums(columns: Any, weights: Any, low: Any, inverse: Any, shift: Any) -> Any:
-        """Return the sums of q, q² and x q over each block, each weighted; x is what lies above its smallest."""
+    def code_sums(above: Any, weights: Any, inverse: Any, shift: Any) -> Any:
+        """Return the sums of q, q² and x q over each block, each weighted; x lies above the smallest."""
         sum_q, sum_qq, sum_xq = splat(ZERO), splat(ZERO), splat(ZERO)
-        for i in range(0, columns.size, LANES):
-            x = load(columns, i) - low
+        for i in range(0, above.size, LANES):
+            x = load(above, i)
             q = nearest(x * inverse + shift, ZERO, high)
             wq = q if weights is None else q * load(weights, i)
             sum_q, sum_qq, sum_xq = sum_q + wq, sum_qq + wq * q, sum_xq + wq * x
@@ -81,32 +82,43 @@ def range_search(highest: int, guesses: tuple[tuple[float, float], ...]) -> Any:
         return found
 
     @helper
+    def regression(n: Any, sum_x: Any, sums: Any) -> Any:
+        """Return the slope of x over the codes, and where it starts."""
+        sum_q, sum_qq, sum_xq = sums
+        slope = (n * sum_xq - sum_x * sum_q) / maximum(n * sum_qq - sum_q * sum_q, SMALLEST_NORMAL)
+        return slope, (sum_x - slope * sum_q) / n
+
+    @helper
     def fitted(columns: Any, weights: Any, low: Any, span: Any) -> Any:
         """Return the scales and minima that explain most."""
-        n, sum_x = sums_of(columns, weights)
-        sum_x = sum_x - n * low
+        above = local(512, np.float32)
+        for i in range(0, columns.size, LANES):
+            store(above, i, load(columns, i) - low)
+        n, sum_x = sums_of(above, weights)
         unit = inverse_or_zero(span)
         best_q, best_qq, best_xq, best = splat(ZERO), splat(ZERO), splat(ZERO), splat(_MINUS_ONE)
         for g in range(len(widths)):
-            sum_q, sum_qq, sum_xq = code_sums(columns, weights, low, unit * widths[g], shifts[g])
+            sum_q, sum_qq, sum_xq = code_sums(above, weights, unit * widths[g], splat(shifts[g]))
             spread = maximum(n * sum_qq - sum_q * sum_q, SMALLEST_NORMAL)
             shared = n * sum_xq - sum_x * sum_q
             gain = shared * shared / spread
             better = gain > best
             best_q, best_qq = where(better, sum_q, best_q), where(better, sum_qq, best_qq)
             best_xq, best = where(better, sum_xq, best_xq), where(better, gain, best)
-        spread = maximum(n * best_qq - best_q * best_q, SMALLEST_NORMAL)
-        scale = (n * best_xq - sum_x * best_q) / spread
-        minimum = rounded_to_half(low + (sum_x - scale * best_q) / n)
+        slope, start = regression(n, sum_x, (best_q, best_qq, best_xq))
+        inverse = inverse_or_zero(slope)
+        sums = code_sums(above, weights, inverse, ZERO - start * inverse)
+        slope, start = regression(n, sum_x, sums)
+        minimum = rounded_to_half(low + start)
         # The scale makes up for what the minimum, often the coarser of the two, was rounded by.
-        scale = (best_xq - (minimum - low) * best_q) / maximum(best_qq, SMALLEST_NORMAL)
+        scale = (sums[2] - (minimum - low) * sums[0]) / maximum(sums[1], SMALLEST_NORMAL)
         return rounded_to_half(scale), minimum
 
     @helper
     def search(columns: Any, weights: Any, low: Any, span: Any, scale: Any, minimum: Any) -> Any:
         fitted_scale, fitted_minimum = fitted(columns, weights, low, span)
         mine = error(columns, weights, fitted_scale, fitted_minimum)
-        closer = mine < error(columns, weights, scale, minimum)
+        closer = mine + mine * DOUBT < error(columns, weights, scale, minimum)
         return where(closer, fitted_scale, scale), where(closer, fitted_minimum, minimum)
 
     return search
