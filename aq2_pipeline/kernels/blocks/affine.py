@@ -8,7 +8,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import ZERO, half_at, inverse_or_zero, store_half, turn_32
+from aq2_pipeline.kernels.blocks.columns import ZERO, finite_inverse, half_at, inverse_or_zero, store_half, turn_32
 from aq2_pipeline.kernels.blocks.range_search import range_search
 from aq2_pipeline.kernels.blocks.scale_search import nearest
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
@@ -32,50 +32,44 @@ def grid(highest: int, widths: tuple[float, ...], shifts: tuple[float, ...]) -> 
     return tuple((width, (highest - width) / 2 + shift) for width in widths for shift in shifts)
 
 
-def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tuple[tuple[float, float], ...]) -> Any:
-    """Return `reference`, `search` and `decode` of a format.
+@helper
+def store_bounds(data: Any, at: Any, scale: Any, lowest: Any) -> Any:
+    """Write the bits of scale and minimum; return whether they are finite."""
+    finite = store_half(data, at, scale)
+    return store_half(data, at + 2, lowest) and finite
 
-    Parameters
-    ----------
-    n_bytes : int
-        Bytes a block.
-    highest : int
-        The largest code.
-    write, read : function
-        `write(data, at, low, high)` and `read(data, at) -> low, high`: the codes
-        of weights 0 to 15 and 16 to 31, int32, behind scale and minimum.
-    guesses : tuple of (float, float)
-        See `range_search`.
-    """
+
+def affine_reference(n_bytes: int, highest: int, write: Any) -> Any:
+    """Return `reference` of a format; see `affine_format`."""
     top, last = np.float32(highest), np.int32(highest)
-    find = range_search(highest, guesses)
-
-    @helper
-    def store_bounds(data: Any, at: Any, scale: Any, lowest: Any) -> Any:
-        """Write the bits of scale and minimum; return whether they are finite."""
-        finite = store_half(data, at, scale)
-        return store_half(data, at + 2, lowest) and finite
 
     @helper
     def reference(values: Any, weights: Any, data: Any) -> Any:
-        """Encode 16 blocks as ggml's quantize_row_*_ref: codes 0 and the largest are the ends of the range."""
+        """Encode 16 blocks as ggml's quantize_row_*_ref: the ends of the range get the first and the last code."""
         columns, inverses, minima = local(512, np.float32), local(16, np.float32), local(16, np.float32)
         halves = local(32, np.int32)
         turn_32(values, columns)
         low, high = bounds(columns)
         d = (high - low) / top
-        store(inverses, 0, inverse_or_zero(d))
+        store(inverses, 0, finite_inverse(d))
         store(minima, 0, low)
         store(halves, 0, half_bits(d))
         store(halves, 16, half_bits(low))
         for k in range(16):
             if not store_bounds(data, n_bytes * k, halves[k], halves[16 + k]):
                 return k
-            inverse, lowest = inverses[k], minima[k]
-            first = to((load(values, 32 * k) - lowest) * inverse + _HALF, np.int32)
-            second = to((load(values, 32 * k + 16) - lowest) * inverse + _HALF, np.int32)
+            first = to((load(values, 32 * k) - minima[k]) * inverses[k] + _HALF, np.int32)
+            second = to((load(values, 32 * k + 16) - minima[k]) * inverses[k] + _HALF, np.int32)
             write(data, n_bytes * k + 4, minimum(first, last), minimum(second, last))
         return -1
+
+    return reference
+
+
+def affine_search(n_bytes: int, highest: int, write: Any, guesses: tuple[tuple[float, float], ...]) -> Any:
+    """Return `search` of a format; see `affine_format`."""
+    top = np.float32(highest)
+    find = range_search(highest, guesses)
 
     @helper
     def search(values: Any, weights: Any, data: Any) -> Any:
@@ -98,11 +92,29 @@ def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tu
         for k in range(16):
             if not store_bounds(data, n_bytes * k, halves[k], halves[16 + k]):
                 return k
-            inverse, lowest = inverses[k], minima[k]
-            first = to(nearest((load(values, 32 * k) - lowest) * inverse, ZERO, top), np.int32)
-            second = to(nearest((load(values, 32 * k + 16) - lowest) * inverse, ZERO, top), np.int32)
+            first = to(nearest((load(values, 32 * k) - minima[k]) * inverses[k], ZERO, top), np.int32)
+            second = to(nearest((load(values, 32 * k + 16) - minima[k]) * inverses[k], ZERO, top), np.int32)
             write(data, n_bytes * k + 4, first, second)
         return -1
+
+    return search
+
+
+def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tuple[tuple[float, float], ...]) -> Any:
+    """Return `reference`, `search` and `decode` of a format.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Bytes a block.
+    highest : int
+        The largest code.
+    write, read : function
+        `write(data, at, low, high)` and `read(data, at) -> low, high`: the codes
+        of weights 0 to 15 and 16 to 31, int32, behind scale and minimum.
+    guesses : tuple of (float, float)
+        See `range_search`.
+    """
 
     @helper
     def decode(data: Any, values: Any) -> Any:
@@ -114,4 +126,4 @@ def affine_format(n_bytes: int, highest: int, write: Any, read: Any, guesses: tu
         store(values, 16, to(codes[1], np.float32) * d + m)
         return -1
 
-    return reference, search, decode
+    return affine_reference(n_bytes, highest, write), affine_search(n_bytes, highest, write, guesses), decode

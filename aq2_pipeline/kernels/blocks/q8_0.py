@@ -8,11 +8,11 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import furthest, half_at, inverse_or_zero, store_half, turn_32
+from aq2_pipeline.kernels.blocks.columns import ZERO, finite_inverse, furthest, half_at, store_half, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.symmetric import symmetric_search
 from aq2_pipeline.kernels.halves import half_bits
-from aq2_pipeline.kernels.lanes import load, local, magnitude, reinterpreted, splat, store, to, where
+from aq2_pipeline.kernels.lanes import load, local, magnitude, reinterpreted, store, to, where
 
 BLOCK, N_BYTES, BATCH = 32, 34, 16
 
@@ -22,7 +22,7 @@ LARGEST_CODE = 127
 #: Errors of 8 bits are nearly random from one whole place to the next, and the best of several is well below the mean.
 GUESSES = tuple(float(place) for place in range(126, 114, -1))
 
-_ZERO, _ONE, _HALF, _MINUS_HALF = np.int32(0), np.int32(1), np.float32(0.5), np.float32(-0.5)
+_NONE, _ONE = np.int32(0), np.int32(1)
 _LAST = np.float32(LARGEST_CODE)
 
 
@@ -35,9 +35,9 @@ def largest_size(columns: Any) -> Any:
 @helper
 def rounded_away(scaled: Any) -> Any:
     """Return the nearest whole numbers as int32, ties away from zero, as C's roundf."""
-    whole, none = to(scaled, np.int32), splat(_ZERO)
-    rest = scaled - to(whole, np.float32)
-    return whole + where(rest >= _HALF, splat(_ONE), none) - where(rest <= _MINUS_HALF, splat(_ONE), none)
+    size = magnitude(scaled)
+    whole = (to(size + size, np.int32) + _ONE) >> _ONE
+    return where(scaled < ZERO, _NONE - whole, whole)
 
 
 @helper
@@ -53,7 +53,7 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     columns, inverses, halves = local(512, np.float32), local(16, np.float32), local(16, np.int32)
     turn_32(values, columns)
     d = largest_size(columns) / _LAST
-    store(inverses, 0, inverse_or_zero(d))
+    store(inverses, 0, finite_inverse(d))
     store(halves, 0, half_bits(d))
     for k in range(16):
         if not store_half(data, N_BYTES * k, halves[k]):

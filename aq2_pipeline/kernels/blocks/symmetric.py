@@ -8,10 +8,18 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import furthest, half_at, inverse_or_zero, store_half, turn_32
+from aq2_pipeline.kernels.blocks.columns import (
+    ZERO,
+    finite_inverse,
+    furthest,
+    half_at,
+    inverse_or_zero,
+    store_half,
+    turn_32,
+)
 from aq2_pipeline.kernels.blocks.scale_search import nearest, scale_search
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
-from aq2_pipeline.kernels.lanes import load, local, minimum, store, to
+from aq2_pipeline.kernels.lanes import load, local, magnitude, minimum, splat, store, to, where
 
 
 def symmetric_search(
@@ -85,15 +93,19 @@ def symmetric_format(n_bytes: int, middle: int, write: Any, read: Any, guesses: 
     def reference(values: Any, weights: Any, data: Any) -> Any:
         """Encode 16 blocks as ggml's quantize_row_*_ref: the weight furthest from zero gets the code 0."""
         columns, inverses, halves = local(512, np.float32), local(16, np.float32), local(16, np.int32)
+        zeros = local(16, np.float32)
         turn_32(values, columns)
         d = furthest(columns) / lowest
-        store(inverses, 0, inverse_or_zero(d))
+        inverse = inverse_or_zero(d)
+        lost = magnitude(inverse) > LARGEST  # the conversion of infinity gives ggml the code 0 for every weight
+        store(inverses, 0, where(lost, splat(ZERO), inverse))
+        store(zeros, 0, where(lost, splat(ZERO), splat(half_up)))
         store(halves, 0, half_bits(d))
         for k in range(16):
             if not store_half(data, n_bytes * k, halves[k]):
                 return k
-            first = to(load(values, 32 * k) * inverses[k] + half_up, np.int32)
-            second = to(load(values, 32 * k + 16) * inverses[k] + half_up, np.int32)
+            first = to(load(values, 32 * k) * inverses[k] + zeros[k], np.int32)
+            second = to(load(values, 32 * k + 16) * inverses[k] + zeros[k], np.int32)
             write(data, n_bytes * k + 2, minimum(first, last), minimum(second, last))
         return -1
 
