@@ -10,7 +10,7 @@ from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import ZERO, finite_inverse, half_at, inverse_or_zero, store_half, turn_32
 from aq2_pipeline.kernels.blocks.range_search import range_search
-from aq2_pipeline.kernels.blocks.scale_search import nearest
+from aq2_pipeline.kernels.blocks.scale_search import nearest_code
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import LANES, load, local, maximum, minimum, store, to
 
@@ -19,11 +19,11 @@ _HALF = np.float32(0.5)
 
 @helper
 def bounds(columns: Any) -> Any:
-    """Return the smallest and the largest weight of each lane."""
+    """Return the first of the smallest and of the largest weights of each lane."""
     low, high = load(columns, 0), load(columns, 0)
     for i in range(LANES, columns.size, LANES):
         x = load(columns, i)
-        low, high = minimum(low, x), maximum(high, x)
+        low, high = minimum(x, low), maximum(x, high)  # the first of equals, for zeros have signs
     return low, high
 
 
@@ -92,8 +92,8 @@ def affine_search(n_bytes: int, highest: int, write: Any, guesses: tuple[tuple[f
         for k in range(16):
             if not store_bounds(data, n_bytes * k, halves[k], halves[16 + k]):
                 return k
-            first = to(nearest((load(values, 32 * k) - minima[k]) * inverses[k], ZERO, top), np.int32)
-            second = to(nearest((load(values, 32 * k + 16) - minima[k]) * inverses[k], ZERO, top), np.int32)
+            first = to(nearest_code((load(values, 32 * k) - minima[k]) * inverses[k], ZERO, top), np.int32)
+            second = to(nearest_code((load(values, 32 * k + 16) - minima[k]) * inverses[k], ZERO, top), np.int32)
             write(data, n_bytes * k + 4, first, second)
         return -1
 

@@ -17,7 +17,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import SMALLEST_NORMAL
 from aq2_pipeline.kernels.blocks.columns import ZERO, inverse_or_zero
-from aq2_pipeline.kernels.blocks.scale_search import DOUBT, nearest
+from aq2_pipeline.kernels.blocks.scale_search import DOUBT, nearest_code
 from aq2_pipeline.kernels.halves import rounded_to_half
 from aq2_pipeline.kernels.lanes import LANES, load, local, maximum, splat, store, where
 
@@ -65,7 +65,7 @@ def range_search(highest: int, guesses: tuple[tuple[float, float], ...]) -> Any:
         sum_q, sum_qq, sum_xq = splat(ZERO), splat(ZERO), splat(ZERO)
         for i in range(0, above.size, LANES):
             x = load(above, i)
-            q = nearest(x * inverse + shift, ZERO, high)
+            q = nearest_code(x * inverse + shift, ZERO, high)
             wq = q if weights is None else q * load(weights, i)
             sum_q, sum_qq, sum_xq = sum_q + wq, sum_qq + wq * q, sum_xq + wq * x
         return sum_q, sum_qq, sum_xq
@@ -76,7 +76,7 @@ def range_search(highest: int, guesses: tuple[tuple[float, float], ...]) -> Any:
         inverse, found = inverse_or_zero(scale), splat(ZERO)
         for i in range(0, columns.size, LANES):
             x = load(columns, i)
-            q = nearest((x - minimum) * inverse, ZERO, high)
+            q = nearest_code((x - minimum) * inverse, ZERO, high)
             r = x - (q * scale + minimum)
             found = found + (r * r if weights is None else load(weights, i) * r * r)
         return found

@@ -25,7 +25,7 @@ _TWO = np.float32(2)
 
 
 @helper
-def nearest(scaled: Any, lowest: Any, highest: Any) -> Any:
+def nearest_code(scaled: Any, lowest: Any, highest: Any) -> Any:
     """Return the nearest whole number within bounds, ties to even; for NaN, a bound."""
     return minimum(maximum(scaled, lowest), highest) + ROUND - ROUND
 
@@ -56,7 +56,7 @@ def scale_search(lowest: int, highest: int, guesses: tuple[float, ...]) -> Any:
         sum_rr, sum_rq, sum_qq = splat(ZERO), splat(ZERO), splat(ZERO)
         for i in range(0, columns.size, LANES):
             x = load(columns, i)
-            q = nearest(x * inverse, low, high)
+            q = nearest_code(x * inverse, low, high)
             r = x - q * scale
             if weights is None:
                 sum_rr, sum_rq, sum_qq = sum_rr + r * r, sum_rq + r * q, sum_qq + q * q

@@ -10,14 +10,13 @@ from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import (
     ZERO,
-    finite_inverse,
     furthest,
     half_at,
     inverse_or_zero,
     store_half,
     turn_32,
 )
-from aq2_pipeline.kernels.blocks.scale_search import nearest, scale_search
+from aq2_pipeline.kernels.blocks.scale_search import nearest_code, scale_search
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import load, local, magnitude, minimum, splat, store, to, where
 
@@ -63,8 +62,8 @@ def symmetric_search(
         for k in range(16):
             if not store_half(data, n_bytes * k, halves[k]):
                 return k
-            first = to(nearest(load(values, 32 * k) * inverses[k], low, high), np.int32)
-            second = to(nearest(load(values, 32 * k + 16) * inverses[k], low, high), np.int32)
+            first = to(nearest_code(load(values, 32 * k) * inverses[k], low, high), np.int32)
+            second = to(nearest_code(load(values, 32 * k + 16) * inverses[k], low, high), np.int32)
             write(data, n_bytes * k + 2, first, second)
         return -1
 
