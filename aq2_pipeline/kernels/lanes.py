@@ -122,6 +122,16 @@ def where(mask: Any, chosen: Any, other: Any) -> Any:
     return np.where(mask, chosen, other)
 
 
+def packed(mask: Any) -> Any:
+    """Return 16 lanes of a mask as the bits of an integer, the first lane lowest."""
+    return int(np.packbits(mask, bitorder="little").view("<u2")[0])
+
+
+def unpacked(bits: Any) -> Any:
+    """Return the low 16 bits of an integer as a mask, the lowest first."""
+    return (int(bits) >> np.arange(LANES)) & 1 == 1
+
+
 def maximum(a: Any, b: Any) -> Any:
     """Return the larger of two vectors' elements; no NaN."""
     return np.where(a > b, a, b)
@@ -399,6 +409,24 @@ def _where(_typing: Any, mask: Any, chosen: Any, other: Any) -> Any:
 
 
 @intrinsic
+def _packed(_typing: Any, mask: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(mask), emit
+
+
+@intrinsic
+def _unpacked(_typing: Any, bits: Any) -> Any:
+    kind = Vector(types.boolean, LANES)
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(LANES)), context.get_value_type(kind))
+
+    return kind(bits), emit
+
+
+@intrinsic
 def _lane(_typing: Any, vector: Any, k: Any) -> Any:
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
@@ -499,6 +527,8 @@ overload(reinterpreted)(
 overload(to)(lambda vector, dtype: (lambda vector, dtype: _to(vector, dtype)) if _is_vector(vector) else None)
 overload(join)(lambda low, high: (lambda low, high: _join(low, high)) if _is_vector(low) and low == high else None)
 overload(where)(lambda mask, a, b: (lambda mask, a, b: _where(mask, a, b)) if _is_vector(mask) and a == b else None)
+overload(packed)(lambda mask: (lambda mask: _packed(mask)) if _is_vector(mask) else None)
+overload(unpacked)(lambda bits: lambda bits: _unpacked(bits))
 overload(total)(lambda vector: (lambda vector: _total(vector)) if _is_vector(vector) else None)
 overload(largest)(lambda vector: (lambda vector: _largest(vector)) if _is_vector(vector) else None)
 overload(shared_total, prefer_literal=True)(

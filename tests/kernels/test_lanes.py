@@ -125,3 +125,20 @@ def test_types_that_do_not_fit_are_refused():
 
     with pytest.raises(Exception, match="No implementation of function"):
         mixed(readonly(F32[0]), readonly(I32[0]))
+
+
+def test_masks_as_bits():
+    """A mask's lanes are an integer's bits, the first lane lowest, and come back from them."""
+
+    @njit(**OPTIONS)
+    def run(a, b, out):
+        found = lanes.packed(lanes.load(a, 0) > lanes.load(b, 0))
+        out[0] = found
+        back = lanes.unpacked(found | 1 << 20)
+        lanes.store(out, 1, lanes.where(back, lanes.splat(np.int64(1)), lanes.splat(np.int64(0))))
+
+    found, plain = np.zeros(17, np.int64), np.zeros(17, np.int64)
+    run(readonly(I32[0]), readonly(I32[1]), found)
+    run.py_func(I32[0], I32[1], plain)
+    assert found.tolist() == plain.tolist()
+    assert found[0] == sum(1 << k for k in range(16) if I32[0][k] > I32[1][k])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.halves import HALF_INFINITY
 from aq2_pipeline.kernels.lanes import LANES, load, magnitude, splat, transpose, where
 from aq2_pipeline.kernels.widening import float_from_half
@@ -50,6 +51,13 @@ def furthest(columns: Any) -> Any:
 def inverse_or_zero(x: Any) -> Any:
     """Return `1 / x`, and 0 where x is."""
     return where(x == ZERO, splat(ZERO), ONE / x)
+
+
+@helper
+def finite_inverse(x: Any) -> Any:
+    """Return `1 / x`, and 0 where x is 0 or so small that the inverse would be infinite."""
+    inverse = ONE / x
+    return where(magnitude(inverse) > LARGEST, splat(ZERO), inverse)
 
 
 @helper
