@@ -1,0 +1,137 @@
+"""Scale and minimum of sub-blocks, found as ggml finds them without an importance (`make_qkx2_quants`).
+
+The codes of a range that is stretched a little, step by step, give a weighted
+least-squares fit; the fit of the least error is kept, and the next step's range
+begins at its minimum. Lane k works on the k-th of sixteen sub-blocks, in ggml's
+order of operations, so that every bit is ggml's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import ROUND
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO
+from aq2_pipeline.kernels.lanes import (
+    LANES,
+    load,
+    magnitude,
+    maximum,
+    minimum,
+    reinterpreted,
+    splat,
+    square_root,
+    store,
+    to,
+    where,
+)
+
+_INFINITE = np.float32(np.inf)
+_STEP = np.float32(0.1)
+
+
+@helper
+def nearest(x: Any, largest: Any) -> Any:
+    """Return the nearest integers as ggml's nearest_int has them, which wraps beyond 2**22, between 0 and `largest`."""
+    wrapped = (reinterpreted(x + ROUND, np.int32) & np.int32(0x7FFFFF)) - np.int32(0x400000)
+    return to(minimum(maximum(wrapped, np.int32(0)), np.int32(largest)), np.float32)
+
+
+@helper
+def keep_emphasis(columns: Any, absolute: Any, emphasis: Any) -> None:
+    """Write what each weight counts: its magnitude, unless `absolute` with the root of the mean square added."""
+    squares, count = splat(ZERO), np.float32(columns.size // LANES)
+    for i in range(0, columns.size, LANES):
+        x = load(columns, i)
+        squares = squares + x * x
+    mean = splat(ZERO) if absolute else square_root(squares / count)
+    for i in range(0, columns.size, LANES):
+        store(emphasis, i, mean + magnitude(load(columns, i)))
+
+
+@helper
+def keep_codes(columns: Any, inverse: Any, low: Any, code_max: Any, codes: Any) -> None:
+    """Write the codes of a range that begins at `low`."""
+    for i in range(0, columns.size, LANES):
+        store(codes, i, nearest(inverse * (load(columns, i) - low), code_max))
+
+
+@helper
+def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, absolute: Any) -> Any:
+    """Return the weighted sum of the squared, or absolute, errors of codes."""
+    found = splat(ZERO)
+    for i in range(0, columns.size, LANES):
+        off = scale * load(codes, i) + low - load(columns, i)
+        size = magnitude(off) if absolute else off * off
+        found = found + load(emphasis, i) * size
+    return found
+
+
+@helper
+def least_squares(columns: Any, emphasis: Any, codes: Any, sum_w: Any, sum_x: Any) -> Any:
+    """Return the scale, and the minimum of at most 0, that fit codes best, and whether there are any."""
+    q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO)
+    for i in range(0, columns.size, LANES):
+        code = load(codes, i)
+        weighted = load(emphasis, i) * code
+        q1, q2, xq = q1 + weighted, q2 + weighted * code, xq + weighted * load(columns, i)
+    det = sum_w * q2 - q1 * q1
+    scale, low = (sum_w * xq - sum_x * q1) / det, (q2 * sum_x - q1 * xq) / det
+    positive = low > ZERO
+    return where(positive, xq / q2, scale), where(positive, splat(ZERO), low), det > ZERO
+
+
+@helper
+def extent(columns: Any, emphasis: Any) -> Any:
+    """Return each lane's least weight, 0 included, its largest, and the sums of emphasis and of weighted weights."""
+    low = high = load(columns, 0)
+    sum_w, sum_x = splat(ZERO), splat(ZERO)
+    for i in range(0, columns.size, LANES):
+        x, w = load(columns, i), load(emphasis, i)
+        low, high, sum_w, sum_x = minimum(x, low), maximum(x, high), sum_w + w, sum_x + w * x
+    return minimum(low, splat(ZERO)), high, sum_w, sum_x
+
+
+@helper
+def reference_fit(
+    columns: Any, code_max: Any, first: Any, n_steps: Any, absolute: Any, emphasis: Any, codes: Any, kept: Any
+) -> Any:
+    """Return scale and minus the minimum of sixteen sub-blocks.
+
+    Parameters
+    ----------
+    columns : float32[16 * n]
+        The weights, turned.
+    code_max, first, n_steps
+        The largest code; what is added to it in the first step; steps, each of which adds 0.1 more.
+    absolute : bool
+        Whether errors are not squared, as Q2_K has them.
+    emphasis, codes : float32[16 * n]
+        Room.
+    kept : float32[32]
+        Inverse scale and minimum that the best codes are of.
+    """
+    levels = np.float32(code_max)
+    keep_emphasis(columns, absolute, emphasis)
+    low, high, sum_w, sum_x = extent(columns, emphasis)
+    flat, nothing = high == low, splat(ZERO)
+    inverse = where(flat, nothing, levels / (high - low))
+    keep_codes(columns, inverse, low, code_max, codes)
+    scale = where(flat, nothing, ONE / inverse)
+    least = loss(columns, emphasis, codes, scale, low, absolute)
+    of_inverse, of_low = inverse, low
+    for step in range(n_steps + 1):
+        inverse = (np.float32(first) + _STEP * np.float32(step) + levels) / (high - low)
+        keep_codes(columns, inverse, low, code_max, codes)
+        new_scale, new_low, defined = least_squares(columns, emphasis, codes, sum_w, sum_x)
+        error = where(defined, loss(columns, emphasis, codes, new_scale, new_low, absolute), splat(_INFINITE))
+        error = where(flat, splat(_INFINITE), error)
+        better = error < least
+        of_inverse, of_low = where(better, inverse, of_inverse), where(better, low, of_low)
+        least, scale, low = where(better, error, least), where(better, new_scale, scale), where(better, new_low, low)
+    store(kept, 0, of_inverse)
+    store(kept, LANES, of_low)
+    return scale, ZERO - low
