@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import ROUND
-from aq2_pipeline.kernels.blocks.affine_reference import nearest
-from aq2_pipeline.kernels.blocks.columns import ZERO, inverse_or_zero
+from aq2_pipeline.kernels.bits import LARGEST
+from aq2_pipeline.kernels.blocks.columns import ZERO
+from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
-from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, reinterpreted, shared_largest, shared_total, splat, store, to, where
+from aq2_pipeline.kernels.lanes import LANES, load, magnitude, maximum, shared_largest, shared_total, splat, store, to, where
 
 
 @helper
@@ -46,38 +46,43 @@ def keep(found: Any, d: Any, dmin: Any, scales: Any, minima: Any) -> None:
 
 
 @helper
+def finite_or_zero(inverse: Any) -> Any:
+    """Return an inverse, and 0 for one that is infinite: ggml's rounding makes 0 of infinity and NaN."""
+    return where(magnitude(inverse) > LARGEST, splat(ZERO), inverse)
+
+
+@helper
 def rounded_as_ggml(scale: Any, low: Any, n_lanes: Any, step_max: Any, found: Any) -> None:
     """Round scales and minima to steps of the largest of their super-block, divided by the largest code."""
     steps = np.float32(step_max)
     for vector, at in ((scale, 0), (low, LANES)):
         largest = whole_largest(maximum(vector, splat(ZERO)), n_lanes)
-        inverse = where(largest > ZERO, steps / largest, splat(ZERO))
+        inverse = finite_or_zero(steps / largest)
         store(found, at, rounded_to_half(largest / steps))
-        store(found, 2 * LANES + at, nearest(inverse * vector, step_max))
+        store(found, 2 * LANES + at, nearest_code(inverse * vector, code_bits(splat(steps))))
 
 
 @helper
 def keep_reference_codes(values: Any, found: Any, kept: Any, size: Any, code_max: Any, codes: Any) -> None:
     """Write the codes of what ggml has found: where no scale is left, those it was fitted to."""
+    top = code_bits(splat(np.float32(code_max)))
     for k in range(LANES):
         scale, low = found[k] * found[2 * LANES + k], found[LANES + k] * found[3 * LANES + k]
         for i in range(k * size, (k + 1) * size, LANES):
             x = load(values, i)
             if scale == 0:
-                code = nearest((x - kept[LANES + k]) * kept[k], code_max)
+                bits = clamped_bits((x - kept[LANES + k]) * kept[k], top)
             else:
-                code = nearest((x + low) / scale, code_max)
-            store(codes, i, to(code, np.uint8))
+                bits = clamped_bits((x + low) / scale, top)
+            store(codes, i, to(bits, np.uint8))
 
 
 @helper
 def keep_codes(values: Any, found: Any, size: Any, code_max: Any, codes: Any) -> None:
     """Write the nearest codes of what is found."""
-    largest = splat(np.float32(code_max))
+    top = code_bits(splat(np.float32(code_max)))
     for k in range(LANES):
         scale, low = found[k] * found[2 * LANES + k], found[LANES + k] * found[3 * LANES + k]
         inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
         for i in range(k * size, (k + 1) * size, LANES):
-            x = (load(values, i) + low) * inverse
-            code = minimum(maximum(x, splat(ZERO)), largest) + ROUND
-            store(codes, i, to(reinterpreted(code, np.int32), np.uint8))
+            store(codes, i, to(clamped_bits((load(values, i) + low) * inverse, top), np.uint8))

@@ -13,31 +13,23 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import ROUND
+from aq2_pipeline.kernels.blocks.affine import finite_or_zero
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO
+from aq2_pipeline.kernels.blocks.rounding import code_bits, nearest_code
 from aq2_pipeline.kernels.lanes import (
     LANES,
     load,
     magnitude,
     maximum,
     minimum,
-    reinterpreted,
     splat,
     square_root,
     store,
-    to,
     where,
 )
 
 _INFINITE = np.float32(np.inf)
 _STEP = np.float32(0.1)
-
-
-@helper
-def nearest(x: Any, largest: Any) -> Any:
-    """Return the nearest integers as ggml's nearest_int has them, which wraps beyond 2**22, between 0 and `largest`."""
-    wrapped = (reinterpreted(x + ROUND, np.int32) & np.int32(0x7FFFFF)) - np.int32(0x400000)
-    return to(minimum(maximum(wrapped, np.int32(0)), np.int32(largest)), np.float32)
 
 
 @helper
@@ -53,13 +45,6 @@ def keep_emphasis(columns: Any, absolute: Any, emphasis: Any) -> None:
 
 
 @helper
-def keep_codes(columns: Any, inverse: Any, low: Any, code_max: Any, codes: Any) -> None:
-    """Write the codes of a range that begins at `low`."""
-    for i in range(0, columns.size, LANES):
-        store(codes, i, nearest(inverse * (load(columns, i) - low), code_max))
-
-
-@helper
 def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, absolute: Any) -> Any:
     """Return the weighted sum of the squared, or absolute, errors of codes."""
     found = splat(ZERO)
@@ -71,17 +56,21 @@ def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, absolute
 
 
 @helper
-def least_squares(columns: Any, emphasis: Any, codes: Any, sum_w: Any, sum_x: Any) -> Any:
-    """Return the scale, and the minimum of at most 0, that fit codes best, and whether there are any."""
+def least_squares(
+    columns: Any, emphasis: Any, inverse: Any, low: Any, top: Any, sum_w: Any, sum_x: Any, codes: Any
+) -> Any:
+    """Write the codes of a range; return the scale, and the minimum of at most 0, that fit best, and if any do."""
     q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO)
     for i in range(0, columns.size, LANES):
-        code = load(codes, i)
+        x = load(columns, i)
+        code = nearest_code(inverse * (x - low), top)
+        store(codes, i, code)
         weighted = load(emphasis, i) * code
-        q1, q2, xq = q1 + weighted, q2 + weighted * code, xq + weighted * load(columns, i)
+        q1, q2, xq = q1 + weighted, q2 + weighted * code, xq + weighted * x
     det = sum_w * q2 - q1 * q1
-    scale, low = (sum_w * xq - sum_x * q1) / det, (q2 * sum_x - q1 * xq) / det
-    positive = low > ZERO
-    return where(positive, xq / q2, scale), where(positive, splat(ZERO), low), det > ZERO
+    scale, least = (sum_w * xq - sum_x * q1) / det, (q2 * sum_x - q1 * xq) / det
+    positive = least > ZERO
+    return where(positive, xq / q2, scale), where(positive, splat(ZERO), least), det > ZERO
 
 
 @helper
@@ -115,20 +104,21 @@ def reference_fit(
         Inverse scale and minimum that the best codes are of.
     """
     levels = np.float32(code_max)
+    top = code_bits(splat(levels))
     keep_emphasis(columns, absolute, emphasis)
     low, high, sum_w, sum_x = extent(columns, emphasis)
-    flat, nothing = high == low, splat(ZERO)
+    flat, nothing, never = high == low, splat(ZERO), splat(_INFINITE)
     inverse = where(flat, nothing, levels / (high - low))
-    keep_codes(columns, inverse, low, code_max, codes)
     scale = where(flat, nothing, ONE / inverse)
+    inverse = finite_or_zero(inverse)
+    least_squares(columns, emphasis, inverse, low, top, sum_w, sum_x, codes)
     least = loss(columns, emphasis, codes, scale, low, absolute)
     of_inverse, of_low = inverse, low
     for step in range(n_steps + 1):
-        inverse = (np.float32(first) + _STEP * np.float32(step) + levels) / (high - low)
-        keep_codes(columns, inverse, low, code_max, codes)
-        new_scale, new_low, defined = least_squares(columns, emphasis, codes, sum_w, sum_x)
-        error = where(defined, loss(columns, emphasis, codes, new_scale, new_low, absolute), splat(_INFINITE))
-        error = where(flat, splat(_INFINITE), error)
+        inverse = finite_or_zero((np.float32(first) + _STEP * np.float32(step) + levels) / (high - low))
+        new_scale, new_low, defined = least_squares(columns, emphasis, inverse, low, top, sum_w, sum_x, codes)
+        error = where(defined, loss(columns, emphasis, codes, new_scale, new_low, absolute), never)
+        error = where(flat, never, error)
         better = error < least
         of_inverse, of_low = where(better, inverse, of_inverse), where(better, low, of_low)
         least, scale, low = where(better, error, least), where(better, new_scale, scale), where(better, new_low, low)

@@ -16,41 +16,44 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import LARGEST, ROUND
+from aq2_pipeline.kernels.bits import LARGEST, ROUND, ROUND_BITS
+from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.blocks.affine import keep, whole_largest, whole_total
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
 from aq2_pipeline.kernels.halves import rounded_to_half
-from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, splat, store, where
+from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, reinterpreted, splat, store, to, where
 
 _TINY = np.float32(1e-30)
 _LEAST_HALF = np.float32(2.0**-24)
 
 
 @helper
-def nearest_code(x: Any, largest: Any) -> Any:
-    """Return the nearest integers between 0 and `largest`, ties to even."""
-    return (minimum(maximum(x, splat(ZERO)), largest) + ROUND) - ROUND
-
-
-@helper
 def code_sums(columns: Any, importance: Any, inverse: Any, offset: Any, largest: Any) -> Any:
     """Return the sums of codes, of their squares, and of their products with the weights."""
-    q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO)
+    top = code_bits(largest)
+    q2, xq = splat(ZERO), splat(ZERO)
+    if importance is None:
+        pattern = splat(np.int32(0))  # wraps, as does what is taken off
+        for i in range(0, columns.size, LANES):
+            x = load(columns, i)
+            bits = clamped_bits(x * inverse + offset, top)
+            code = reinterpreted(bits, np.float32) - ROUND
+            pattern, q2, xq = pattern + bits, q2 + code * code, xq + x * code
+        return to(pattern - np.int32(columns.size // LANES) * ROUND_BITS, np.float32), q2, xq
+    q1 = splat(ZERO)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
-        code = nearest_code(x * inverse + offset, largest)
-        if importance is None:
-            q1, q2, xq = q1 + code, q2 + code * code, xq + x * code
-        else:
-            weighted = load(importance, i) * code
-            q1, q2, xq = q1 + weighted, q2 + weighted * code, xq + x * weighted
+        code = nearest_code(x * inverse + offset, top)
+        weighted = load(importance, i) * code
+        q1, q2, xq = q1 + weighted, q2 + weighted * code, xq + x * weighted
     return q1, q2, xq
 
 
 @helper
 def lane_sums(columns: Any, importance: Any) -> Any:
-    """Return extremes, 0 included, and the sums of importance, of weights and of their squares."""
-    low, high, sum_w, sum_x, sum_xx = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    """Return the least, 0 included, the largest, and the sums of importance, of weights and of their squares."""
+    low, sum_w, sum_x, sum_xx = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    high = load(columns, 0)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
         low, high = minimum(x, low), maximum(x, high)
@@ -82,10 +85,10 @@ def fitted(sums: Any, sum_w: Any, inverse_w: Any, sum_x: Any) -> Any:
 def misfit(columns: Any, importance: Any, found: Any, largest: Any) -> Any:
     """Return each sub-block's error, weight by weight, as what is found decodes."""
     scale, low = load(found, 0) * load(found, 2 * LANES), load(found, LANES) * load(found, 3 * LANES)
-    inverse, error = inverse_or_zero(scale), splat(ZERO)
+    inverse, error, top = inverse_or_zero(scale), splat(ZERO), code_bits(largest)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
-        off = x - (scale * nearest_code((x + low) * inverse, largest) - low)
+        off = x - (scale * nearest_code((x + low) * inverse, top) - low)
         if importance is None:
             error = error + off * off
         else:
@@ -116,15 +119,18 @@ def searched_fits(columns: Any, importance: Any, sums: Any, largest: Any, grid: 
         base = ZERO - low * inverse - stretch * np.float32(0.5)
         for j in range(n_shifts):
             offset = base + np.float32(shift) * np.float32(np.float32(j) - np.float32(0.5) * np.float32(n_shifts - 1))
-            by = inverse
-            for _ in range(n_rounds):
-                codes = code_sums(columns, importance, by, offset, largest)
-                s, m, gain = fitted(codes, sum_w, inverse_w, sum_x)
-                better = gain > best
-                best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
-                q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
-                by = inverse_or_zero(s)
-                offset = m * by
+            codes = code_sums(columns, importance, inverse, offset, largest)
+            s, m, gain = fitted(codes, sum_w, inverse_w, sum_x)
+            better = gain > best
+            best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
+            q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
+    for _ in range(n_rounds):
+        inverse = inverse_or_zero(scale)
+        codes = code_sums(columns, importance, inverse, least * inverse, largest)
+        s, m, gain = fitted(codes, sum_w, inverse_w, sum_x)
+        better = gain > best
+        best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
+        q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
     return scale, least, best, (q1, q2, xq)
 
 
@@ -133,11 +139,11 @@ def best_step(targets: Any, emphasis: Any, steps: Any, n_lanes: Any, tries: Any)
     """Return the float16 whose multiples are nearest to targets, among divisions of the largest of them."""
     first, step, n = tries
     most = whole_largest(targets, n_lanes)
-    chosen, least = rounded_to_half(most / steps), splat(LARGEST)
+    chosen, least, top = rounded_to_half(most / steps), splat(LARGEST), code_bits(splat(steps))
     for k in range(n):
         trial = rounded_to_half(most * np.float32((np.float32(first) + np.float32(step) * np.float32(k)) / steps))
         trial = maximum(trial, splat(_LEAST_HALF))
-        off = nearest_code(targets / trial, splat(steps)) * trial - targets
+        off = nearest_code(targets / trial, top) * trial - targets
         error = whole_total(off * off * emphasis, n_lanes)
         better = error < least
         chosen, least = where(better, trial, chosen), where(better, error, least)
@@ -150,14 +156,14 @@ def neighbours(columns: Any, importance: Any, sums: Any, start: Any, largest: An
     sum_w, inverse_w, sum_x = sums
     d, dmin, scales, q1 = start
     best, best_scale, best_low = splat(LARGEST), scales, splat(ZERO)
-    b1, b2, bx = q1, q1, q1
+    b1, b2, bx, top = q1, q1, q1, code_bits(steps)
     for a in range(-reach, reach + 1):
         trial = minimum(maximum(scales + np.float32(a), splat(ONE)), steps)
         scale = trial * d
         inverse = ONE / scale
-        low = nearest_code((scale * q1 - sum_x) * inverse_w / dmin, steps)
+        low = nearest_code((scale * q1 - sum_x) * inverse_w / dmin, top)
         r1, r2, rx = code_sums(columns, importance, inverse, low * dmin * inverse, largest)
-        low = nearest_code((scale * r1 - sum_x) * inverse_w / dmin, steps)
+        low = nearest_code((scale * r1 - sum_x) * inverse_w / dmin, top)
         m = low * dmin
         two = np.float32(2)
         error = scale * (scale * r2 - two * rx) + m * (sum_w * m + two * (sum_x - scale * r1))
@@ -194,7 +200,7 @@ def search_affine(columns: Any, importance: Any, setup: Any, found: Any, trial: 
     scale, m, gain, codes = searched_fits(columns, importance, (low, high, sum_w, inverse_w, sum_x), largest, grid)
     spread = codes[1] - codes[0] * codes[0] * inverse_w
     d = best_step(scale, spread, np.float32(step_max), n_lanes, tries)
-    scales = nearest_code(scale / d, steps)
+    scales = nearest_code(scale / d, code_bits(steps))
     targets = maximum((scales * d * codes[0] - sum_x) * inverse_w, splat(ZERO))
     dmin = best_step(targets, sum_w, np.float32(step_max), n_lanes, tries)
     sums, q1 = (sum_w, inverse_w, sum_x), codes[0]
