@@ -63,6 +63,13 @@ def rounded_as_ggml(scale: Any, low: Any, n_lanes: Any, step_max: Any, found: An
 
 
 @helper
+def keep_halves(found: Any, halves: Any) -> None:
+    """Write the bits of `d` and of `dmin`, 16 of each."""
+    store(halves, 0, half_bits(load(found, 0)))
+    store(halves, LANES, half_bits(load(found, LANES)))
+
+
+@helper
 def keep_reference_codes(values: Any, found: Any, kept: Any, size: Any, code_max: Any, codes: Any) -> None:
     """Write the codes of what ggml has found: where no scale is left, those it was fitted to."""
     top = code_bits(splat(np.float32(code_max)))

@@ -51,18 +51,18 @@ def code_sums(columns: Any, importance: Any, inverse: Any, offset: Any, largest:
 
 @helper
 def lane_sums(columns: Any, importance: Any) -> Any:
-    """Return the least, 0 included, the largest, and the sums of importance, of weights and of their squares."""
-    low, sum_w, sum_x, sum_xx = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    """Return the least, 0 included, the largest, and the sums of importance and of weights."""
+    low, sum_w, sum_x = splat(ZERO), splat(ZERO), splat(ZERO)
     high = load(columns, 0)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
         low, high = minimum(x, low), maximum(x, high)
         if importance is None:
-            sum_w, sum_x, sum_xx = sum_w + ONE, sum_x + x, sum_xx + x * x
+            sum_w, sum_x = sum_w + ONE, sum_x + x
         else:
             w = load(importance, i)
-            sum_w, sum_x, sum_xx = sum_w + w, sum_x + w * x, sum_xx + w * x * x
-    return low, high, sum_w, sum_x, sum_xx
+            sum_w, sum_x = sum_w + w, sum_x + w * x
+    return low, high, sum_w, sum_x
 
 
 @helper
@@ -106,13 +106,14 @@ def keep_better(found: Any, error: Any, trial: Any, trial_error: Any) -> Any:
 
 
 @helper
-def searched_fits(columns: Any, importance: Any, sums: Any, largest: Any, grid: Any) -> Any:
-    """Return the best fit of a grid: scale, minimum, gain and its codes' sums."""
+def searched_fits(columns: Any, importance: Any, sums: Any, start: Any, largest: Any, grid: Any) -> Any:
+    """Return scale and minimum, and the sums of their codes, that fit best: a start's, or those of a grid."""
     low, high, sum_w, inverse_w, sum_x = sums
     shrink, shrink_step, n_shrinks, shift, n_shifts, n_rounds = grid
     per_range = ONE / maximum(high - low, splat(_TINY))
-    best = splat(np.float32(-1))
-    scale, least, q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    inverse = inverse_or_zero(start[0])
+    q1, q2, xq = code_sums(columns, importance, inverse, start[1] * inverse, largest)
+    scale, least, best = fitted((q1, q2, xq), sum_w, inverse_w, sum_x)
     for k in range(n_shrinks):
         stretch = np.float32(shrink) + np.float32(shrink_step) * np.float32(k)
         inverse = per_range * (largest + stretch)
@@ -131,7 +132,7 @@ def searched_fits(columns: Any, importance: Any, sums: Any, largest: Any, grid: 
         better = gain > best
         best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
         q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
-    return scale, least, best, (q1, q2, xq)
+    return scale, (q1, q2, xq)
 
 
 @helper
@@ -191,26 +192,25 @@ def refitted(scales: Any, minima: Any, codes: Any, sums: Any, n_lanes: Any, d: A
 
 
 @helper
-def search_affine(columns: Any, importance: Any, setup: Any, found: Any, trial: Any) -> Any:
-    """Find scales and minima; return each lane's share of the least error of unrounded ones, and the errors found."""
+def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: Any, trial: Any) -> None:
+    """Improve on what ggml has found, given its scales and minima before they were rounded, where that can be."""
     code_max, step_max, n_lanes, grid, tries, reach, n_rounds = setup
     largest, steps = splat(np.float32(code_max)), splat(np.float32(step_max))
-    low, high, sum_w, sum_x, sum_xx = lane_sums(columns, importance)
+    low, high, sum_w, sum_x = lane_sums(columns, importance)
     inverse_w = inverse_or_zero(sum_w)
-    scale, m, gain, codes = searched_fits(columns, importance, (low, high, sum_w, inverse_w, sum_x), largest, grid)
+    sums = (low, high, sum_w, inverse_w, sum_x)
+    scale, codes = searched_fits(columns, importance, sums, start, largest, grid)
     spread = codes[1] - codes[0] * codes[0] * inverse_w
     d = best_step(scale, spread, np.float32(step_max), n_lanes, tries)
     scales = nearest_code(scale / d, code_bits(steps))
     targets = maximum((scales * d * codes[0] - sum_x) * inverse_w, splat(ZERO))
     dmin = best_step(targets, sum_w, np.float32(step_max), n_lanes, tries)
-    sums, q1 = (sum_w, inverse_w, sum_x), codes[0]
-    error = splat(LARGEST)
+    error = whole_total(misfit(columns, importance, found, largest), n_lanes)
     for _ in range(n_rounds):
-        scales, minima, codes = neighbours(columns, importance, sums, (d, dmin, scales, q1), largest, steps, reach)
-        q1 = codes[0]
+        at = (d, dmin, scales, codes[0])
+        scales, minima, codes = neighbours(columns, importance, (sum_w, inverse_w, sum_x), at, largest, steps, reach)
         keep(trial, d, dmin, scales, minima)
         error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))
-        d, dmin = refitted(scales, minima, codes, sums, n_lanes, d, dmin)
+        d, dmin = refitted(scales, minima, codes, (sum_w, inverse_w, sum_x), n_lanes, d, dmin)
         keep(trial, d, dmin, scales, minima)
         error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))
-    return whole_total(sum_xx - gain, n_lanes), error

@@ -13,13 +13,12 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_reference_codes, rounded_as_ggml
+from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_halves, keep_reference_codes, rounded_as_ggml
 from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
 from aq2_pipeline.kernels.blocks.affine_search import search_affine
 from aq2_pipeline.kernels.blocks.columns import half_at, turn_32
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.six_bit_scales import scale_at, store_header
-from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import load, local, store, to
 
 BLOCK, N_BYTES, BATCH = 256, 144, 2
@@ -29,8 +28,7 @@ BLOCK, N_BYTES, BATCH = 256, 144, 2
 def pack(found: Any, codes: Any, data: Any) -> Any:
     """Write two blocks."""
     halves = local(32, np.int32)
-    store(halves, 0, half_bits(load(found, 0)))
-    store(halves, 16, half_bits(load(found, 16)))
+    keep_halves(found, halves)
     for k in range(2):
         if not store_header(data, N_BYTES * k, halves, found, 8 * k):
             return k
@@ -56,18 +54,18 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
 
 @helper
 def search(values: Any, weights: Any, data: Any) -> Any:
-    """Encode two blocks."""
-    columns = local(512, np.float32)
-    found, trial, codes = local(64, np.float32), local(64, np.float32), local(512, np.uint8)
+    """Encode two blocks with the least squared error found, that of ggml's scales included."""
+    columns, emphasis, trial = local(512, np.float32), local(512, np.float32), local(512, np.float32)
+    found, kept, codes = local(64, np.float32), local(32, np.float32), local(512, np.uint8)
     turn_32(values, columns)
-    grid = (-2.0, 0.5, 7, 0.35, 3, 1)
-    setup = (15, 63, 8, grid, (1.0, 0.01, 12), 1, 1)
+    start = reference_fit(columns, 15, -1, 20, False, emphasis, trial, kept)
+    rounded_as_ggml(start[0], start[1], 8, 63, found)
+    setup = (15, 63, 8, (-1.5, 0.9, 3, 0.35, 3, 1), (1.0, 0.01, 12), 1, 1)
     if weights is None:
-        bound, error = search_affine(columns, None, setup, found, trial)
+        search_affine(columns, None, start, setup, found, trial)
     else:
-        importance = local(512, np.float32)
-        turn_32(weights, importance)
-        bound, error = search_affine(columns, importance, setup, found, trial)
+        turn_32(weights, emphasis)
+        search_affine(columns, emphasis, start, setup, found, trial)
     keep_codes(values, found, 32, 15, codes)
     return pack(found, codes, data)
 
