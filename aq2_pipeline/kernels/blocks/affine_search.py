@@ -23,6 +23,7 @@ from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
 from aq2_pipeline.kernels.halves import rounded_to_half
 from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, reinterpreted, splat, store, to, where
 
+_INFINITE = np.float32(np.inf)
 _TINY = np.float32(1e-30)
 _LEAST_HALF = np.float32(2.0**-24)
 
@@ -51,18 +52,18 @@ def code_sums(columns: Any, importance: Any, inverse: Any, offset: Any, largest:
 
 @helper
 def lane_sums(columns: Any, importance: Any) -> Any:
-    """Return the least, 0 included, the largest, and the sums of importance and of weights."""
-    low, sum_w, sum_x = splat(ZERO), splat(ZERO), splat(ZERO)
-    high = load(columns, 0)
+    """Return the least, the largest, and the sums of importance, of weights and of their squares."""
+    sum_w, sum_x, sum_xx = splat(ZERO), splat(ZERO), splat(ZERO)
+    low = high = load(columns, 0)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
         low, high = minimum(x, low), maximum(x, high)
         if importance is None:
-            sum_w, sum_x = sum_w + ONE, sum_x + x
+            sum_w, sum_x, sum_xx = sum_w + ONE, sum_x + x, sum_xx + x * x
         else:
             w = load(importance, i)
-            sum_w, sum_x = sum_w + w, sum_x + w * x
-    return low, high, sum_w, sum_x
+            sum_w, sum_x, sum_xx = sum_w + w, sum_x + w * x, sum_xx + w * x * x
+    return low, high, sum_w, sum_x, sum_xx
 
 
 @helper
@@ -99,7 +100,7 @@ def misfit(columns: Any, importance: Any, found: Any, largest: Any) -> Any:
 @helper
 def keep_better(found: Any, error: Any, trial: Any, trial_error: Any) -> Any:
     """Take over the super-blocks of a trial whose error is less; return the least errors."""
-    better = trial_error < error
+    better = trial_error < error  # not where a NaN is
     for at in range(0, 4 * LANES, LANES):
         store(found, at, where(better, load(trial, at), load(found, at)))
     return where(better, trial_error, error)
@@ -107,13 +108,16 @@ def keep_better(found: Any, error: Any, trial: Any, trial_error: Any) -> Any:
 
 @helper
 def searched_fits(columns: Any, importance: Any, sums: Any, start: Any, largest: Any, grid: Any) -> Any:
-    """Return scale and minimum, and the sums of their codes, that fit best: a start's, or those of a grid."""
+    """Return the scale that fits best, of a start or a grid, its gain, and the sums of its codes."""
     low, high, sum_w, inverse_w, sum_x = sums
     shrink, shrink_step, n_shrinks, shift, n_shifts, n_rounds = grid
     per_range = ONE / maximum(high - low, splat(_TINY))
-    inverse = inverse_or_zero(start[0])
-    q1, q2, xq = code_sums(columns, importance, inverse, start[1] * inverse, largest)
-    scale, least, best = fitted((q1, q2, xq), sum_w, inverse_w, sum_x)
+    scale, least, q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+    best = splat(np.float32(-1))
+    if start is not None:
+        inverse = inverse_or_zero(start[0])
+        q1, q2, xq = code_sums(columns, importance, inverse, start[1] * inverse, largest)
+        scale, least, best = fitted((q1, q2, xq), sum_w, inverse_w, sum_x)
     for k in range(n_shrinks):
         stretch = np.float32(shrink) + np.float32(shrink_step) * np.float32(k)
         inverse = per_range * (largest + stretch)
@@ -132,7 +136,7 @@ def searched_fits(columns: Any, importance: Any, sums: Any, start: Any, largest:
         better = gain > best
         best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
         q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
-    return scale, (q1, q2, xq)
+    return scale, best, (q1, q2, xq)
 
 
 @helper
@@ -192,20 +196,26 @@ def refitted(scales: Any, minima: Any, codes: Any, sums: Any, n_lanes: Any, d: A
 
 
 @helper
-def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: Any, trial: Any) -> None:
-    """Improve on what ggml has found, given its scales and minima before they were rounded, where that can be."""
+def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: Any, trial: Any) -> Any:
+    """Find scales and minima; return whether each super-block's error may be above ggml's, and the errors.
+
+    `start` is None, or what ggml found before it was rounded; `found` holds what it
+    is rounded to then, and is improved on.
+    """
     code_max, step_max, n_lanes, grid, tries, reach, n_rounds = setup
     largest, steps = splat(np.float32(code_max)), splat(np.float32(step_max))
-    low, high, sum_w, sum_x = lane_sums(columns, importance)
-    inverse_w = inverse_or_zero(sum_w)
+    least, high, sum_w, sum_x, sum_xx = lane_sums(columns, importance)
+    low, inverse_w = minimum(least, splat(ZERO)), inverse_or_zero(sum_w)
     sums = (low, high, sum_w, inverse_w, sum_x)
-    scale, codes = searched_fits(columns, importance, sums, start, largest, grid)
+    scale, gain, codes = searched_fits(columns, importance, sums, start, largest, grid)
     spread = codes[1] - codes[0] * codes[0] * inverse_w
     d = best_step(scale, spread, np.float32(step_max), n_lanes, tries)
     scales = nearest_code(scale / d, code_bits(steps))
     targets = maximum((scales * d * codes[0] - sum_x) * inverse_w, splat(ZERO))
     dmin = best_step(targets, sum_w, np.float32(step_max), n_lanes, tries)
-    error = whole_total(misfit(columns, importance, found, largest), n_lanes)
+    error = splat(_INFINITE)
+    if start is not None:
+        error = whole_total(misfit(columns, importance, found, largest), n_lanes)
     for _ in range(n_rounds):
         at = (d, dmin, scales, codes[0])
         scales, minima, codes = neighbours(columns, importance, (sum_w, inverse_w, sum_x), at, largest, steps, reach)
@@ -214,3 +224,7 @@ def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: 
         d, dmin = refitted(scales, minima, codes, (sum_w, inverse_w, sum_x), n_lanes, d, dmin)
         keep(trial, d, dmin, scales, minima)
         error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))
+    # Weights of one sign in a sub-block leave codes unused, and ggml's error near the least.
+    sure = error <= np.float32(1.06) * whole_total(sum_xx - gain, n_lanes)
+    lonely = whole_largest(maximum(least, ZERO - high), n_lanes) > ZERO
+    return where(lonely, splat(ONE), where(sure, splat(ZERO), splat(ONE))), error

@@ -14,12 +14,12 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_halves, keep_reference_codes, rounded_as_ggml
+from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_halves, keep_reference_codes, rounded_as_ggml, whole_total
 from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
-from aq2_pipeline.kernels.blocks.affine_search import search_affine
+from aq2_pipeline.kernels.blocks.affine_search import keep_better, misfit, search_affine
 from aq2_pipeline.kernels.blocks.columns import half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.lanes import load, local, store, to
+from aq2_pipeline.kernels.lanes import largest, load, local, splat, store, to
 
 BLOCK, N_BYTES, BATCH = 256, 84, 1
 
@@ -54,19 +54,29 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
 
 
 @helper
+def search_from(columns: Any, importance: Any, found: Any, trial: Any, emphasis: Any, kept: Any) -> None:
+    """Find scales and minima; ggml's are tried only where they may be better, for they are rarely."""
+    setup = (3, 15, 16, (-0.6, 0.35, 5, 0.3, 3, 1), (0.7, 0.04, 15), 2, 1)
+    unsure, error = search_affine(columns, importance, None, setup, found, trial)
+    if largest(unsure) > 0:
+        codes = local(256, np.float32)
+        start = reference_fit(columns, 3, -0.5, 15, True, emphasis, codes, kept)
+        rounded_as_ggml(start[0], start[1], 16, 15, trial)
+        keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, splat(np.float32(3))), 16))
+
+
+@helper
 def search(values: Any, weights: Any, data: Any) -> Any:
     """Encode a block with the least squared error found, that of ggml's scales included."""
-    columns, emphasis, trial = local(256, np.float32), local(256, np.float32), local(256, np.float32)
+    columns, emphasis, trial = local(256, np.float32), local(256, np.float32), local(64, np.float32)
     found, kept, codes = local(64, np.float32), local(32, np.float32), local(256, np.uint8)
     turn_16(values, columns)
-    start = reference_fit(columns, 3, -0.5, 15, True, emphasis, trial, kept)
-    rounded_as_ggml(start[0], start[1], 16, 15, found)
-    setup = (3, 15, 16, (-0.6, 0.4, 5, 0.3, 3, 1), (0.7, 0.03, 20), 2, 1)
     if weights is None:
-        search_affine(columns, None, start, setup, found, trial)
+        search_from(columns, None, found, trial, emphasis, kept)
     else:
-        turn_16(weights, emphasis)
-        search_affine(columns, emphasis, start, setup, found, trial)
+        importance = local(256, np.float32)
+        turn_16(weights, importance)
+        search_from(columns, importance, found, trial, emphasis, kept)
     keep_codes(values, found, 16, 3, codes)
     return pack(found, codes, data)
 

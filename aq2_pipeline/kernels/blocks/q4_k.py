@@ -60,7 +60,7 @@ def search(values: Any, weights: Any, data: Any) -> Any:
     turn_32(values, columns)
     start = reference_fit(columns, 15, -1, 20, False, emphasis, trial, kept)
     rounded_as_ggml(start[0], start[1], 8, 63, found)
-    setup = (15, 63, 8, (-1.5, 0.9, 3, 0.35, 3, 1), (1.0, 0.01, 12), 1, 1)
+    setup = (15, 63, 8, (-1.5, 0.9, 3, 0.35, 3, 0), (1.0, 0.012, 9), 1, 1)
     if weights is None:
         search_affine(columns, None, start, setup, found, trial)
     else:
