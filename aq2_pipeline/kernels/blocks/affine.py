@@ -17,7 +17,18 @@ from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import ZERO
 from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
-from aq2_pipeline.kernels.lanes import LANES, load, magnitude, maximum, shared_largest, shared_total, splat, store, to, where
+from aq2_pipeline.kernels.lanes import (
+    LANES,
+    load,
+    magnitude,
+    maximum,
+    shared_largest,
+    shared_total,
+    splat,
+    store,
+    to,
+    where,
+)
 
 
 @helper

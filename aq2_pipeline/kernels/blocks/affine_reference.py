@@ -33,24 +33,24 @@ _STEP = np.float32(0.1)
 
 
 @helper
-def keep_emphasis(columns: Any, absolute: Any, emphasis: Any) -> None:
-    """Write what each weight counts: its magnitude, unless `absolute` with the root of the mean square added."""
+def keep_emphasis(columns: Any, power: Any, emphasis: Any) -> None:
+    """Write what each weight counts: its magnitude, for squares with the root of the mean square added."""
     squares, count = splat(ZERO), np.float32(columns.size // LANES)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
         squares = squares + x * x
-    mean = splat(ZERO) if absolute else square_root(squares / count)
+    mean = splat(ZERO) if power == 1 else square_root(squares / count)
     for i in range(0, columns.size, LANES):
         store(emphasis, i, mean + magnitude(load(columns, i)))
 
 
 @helper
-def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, absolute: Any) -> Any:
+def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, power: Any) -> Any:
     """Return the weighted sum of the squared, or absolute, errors of codes."""
     found = splat(ZERO)
     for i in range(0, columns.size, LANES):
         off = scale * load(codes, i) + low - load(columns, i)
-        size = magnitude(off) if absolute else off * off
+        size = magnitude(off) if power == 1 else off * off
         found = found + load(emphasis, i) * size
     return found
 
@@ -86,7 +86,7 @@ def extent(columns: Any, emphasis: Any) -> Any:
 
 @helper
 def reference_fit(
-    columns: Any, code_max: Any, first: Any, n_steps: Any, absolute: Any, emphasis: Any, codes: Any, kept: Any
+    columns: Any, code_max: Any, first: Any, n_steps: Any, power: Any, emphasis: Any, codes: Any, kept: Any
 ) -> Any:
     """Return scale and minus the minimum of sixteen sub-blocks.
 
@@ -96,8 +96,8 @@ def reference_fit(
         The weights, turned.
     code_max, first, n_steps
         The largest code; what is added to it in the first step; steps, each of which adds 0.1 more.
-    absolute : bool
-        Whether errors are not squared, as Q2_K has them.
+    power : int
+        2, or 1 where errors are not squared, as Q2_K has them.
     emphasis, codes : float32[16 * n]
         Room.
     kept : float32[32]
@@ -105,19 +105,19 @@ def reference_fit(
     """
     levels = np.float32(code_max)
     top = code_bits(splat(levels))
-    keep_emphasis(columns, absolute, emphasis)
+    keep_emphasis(columns, power, emphasis)
     low, high, sum_w, sum_x = extent(columns, emphasis)
     flat, nothing, never = high == low, splat(ZERO), splat(_INFINITE)
     inverse = where(flat, nothing, levels / (high - low))
     scale = where(flat, nothing, ONE / inverse)
     inverse = finite_or_zero(inverse)
     least_squares(columns, emphasis, inverse, low, top, sum_w, sum_x, codes)
-    least = loss(columns, emphasis, codes, scale, low, absolute)
+    least = loss(columns, emphasis, codes, scale, low, power)
     of_inverse, of_low = inverse, low
     for step in range(n_steps + 1):
         inverse = finite_or_zero((np.float32(first) + _STEP * np.float32(step) + levels) / (high - low))
         new_scale, new_low, defined = least_squares(columns, emphasis, inverse, low, top, sum_w, sum_x, codes)
-        error = where(defined, loss(columns, emphasis, codes, new_scale, new_low, absolute), never)
+        error = where(defined, loss(columns, emphasis, codes, new_scale, new_low, power), never)
         error = where(flat, never, error)
         better = error < least
         of_inverse, of_low = where(better, inverse, of_inverse), where(better, low, of_low)

@@ -17,9 +17,9 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST, ROUND, ROUND_BITS
-from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.blocks.affine import keep, whole_largest, whole_total
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
+from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import rounded_to_half
 from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, reinterpreted, splat, store, to, where
 
@@ -40,7 +40,7 @@ def code_sums(columns: Any, importance: Any, inverse: Any, offset: Any, largest:
             bits = clamped_bits(x * inverse + offset, top)
             code = reinterpreted(bits, np.float32) - ROUND
             pattern, q2, xq = pattern + bits, q2 + code * code, xq + x * code
-        return to(pattern - np.int32(columns.size // LANES) * ROUND_BITS, np.float32), q2, xq
+        return to(pattern - splat(np.int32(columns.size // LANES)) * ROUND_BITS, np.float32), q2, xq
     q1 = splat(ZERO)
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
@@ -90,10 +90,7 @@ def misfit(columns: Any, importance: Any, found: Any, largest: Any) -> Any:
     for i in range(0, columns.size, LANES):
         x = load(columns, i)
         off = x - (scale * nearest_code((x + low) * inverse, top) - low)
-        if importance is None:
-            error = error + off * off
-        else:
-            error = error + load(importance, i) * off * off
+        error = error + (off * off if importance is None else load(importance, i) * off * off)
     return error
 
 
@@ -173,7 +170,11 @@ def neighbours(columns: Any, importance: Any, sums: Any, start: Any, largest: An
         two = np.float32(2)
         error = scale * (scale * r2 - two * rx) + m * (sum_w * m + two * (sum_x - scale * r1))
         better = error < best
-        best, best_scale, best_low = where(better, error, best), where(better, trial, best_scale), where(better, low, best_low)
+        best, best_scale, best_low = (
+            where(better, error, best),
+            where(better, trial, best_scale),
+            where(better, low, best_low),
+        )
         b1, b2, bx = where(better, r1, b1), where(better, r2, b2), where(better, rx, bx)
     return best_scale, best_low, (b1, b2, bx)
 

@@ -14,7 +14,13 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_halves, keep_reference_codes, rounded_as_ggml, whole_total
+from aq2_pipeline.kernels.blocks.affine import (
+    keep_codes,
+    keep_halves,
+    keep_reference_codes,
+    rounded_as_ggml,
+    whole_total,
+)
 from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
 from aq2_pipeline.kernels.blocks.affine_search import keep_better, misfit, search_affine
 from aq2_pipeline.kernels.blocks.columns import half_at, store_half, turn_16
@@ -47,7 +53,7 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     columns, emphasis, trial = local(256, np.float32), local(256, np.float32), local(256, np.float32)
     found, kept, codes = local(64, np.float32), local(32, np.float32), local(256, np.uint8)
     turn_16(values, columns)
-    scale, low = reference_fit(columns, 3, -0.5, 15, True, emphasis, trial, kept)
+    scale, low = reference_fit(columns, 3, -0.5, 15, 1, emphasis, trial, kept)
     rounded_as_ggml(scale, low, 16, 15, found)
     keep_reference_codes(values, found, kept, 16, 3, codes)
     return pack(found, codes, data)
@@ -60,7 +66,7 @@ def search_from(columns: Any, importance: Any, found: Any, trial: Any, emphasis:
     unsure, error = search_affine(columns, importance, None, setup, found, trial)
     if largest(unsure) > 0:
         codes = local(256, np.float32)
-        start = reference_fit(columns, 3, -0.5, 15, True, emphasis, codes, kept)
+        start = reference_fit(columns, 3, -0.5, 15, 1, emphasis, codes, kept)
         rounded_as_ggml(start[0], start[1], 16, 15, trial)
         keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, splat(np.float32(3))), 16))
 

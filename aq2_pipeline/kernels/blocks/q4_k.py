@@ -13,12 +13,10 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import keep_codes, keep_halves, keep_reference_codes, rounded_as_ggml
-from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
-from aq2_pipeline.kernels.blocks.affine_search import search_affine
-from aq2_pipeline.kernels.blocks.columns import half_at, turn_32
+from aq2_pipeline.kernels.blocks.affine import keep_halves
+from aq2_pipeline.kernels.blocks.columns import half_at
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.six_bit_scales import scale_at, store_header
+from aq2_pipeline.kernels.blocks.six_bit_scales import find_as_ggml, find_best, scale_at, store_header
 from aq2_pipeline.kernels.lanes import load, local, store, to
 
 BLOCK, N_BYTES, BATCH = 256, 144, 2
@@ -43,30 +41,17 @@ def pack(found: Any, codes: Any, data: Any) -> Any:
 @helper
 def reference(values: Any, weights: Any, data: Any) -> Any:
     """Encode two blocks as ggml's quantize_row_q4_K_ref."""
-    columns, emphasis, trial = local(512, np.float32), local(512, np.float32), local(512, np.float32)
-    found, kept, codes = local(64, np.float32), local(32, np.float32), local(512, np.uint8)
-    turn_32(values, columns)
-    scale, low = reference_fit(columns, 15, -1, 20, False, emphasis, trial, kept)
-    rounded_as_ggml(scale, low, 8, 63, found)
-    keep_reference_codes(values, found, kept, 32, 15, codes)
+    found, codes = local(64, np.float32), local(512, np.uint8)
+    find_as_ggml(values, 15, -1, 20, found, codes)
     return pack(found, codes, data)
 
 
 @helper
 def search(values: Any, weights: Any, data: Any) -> Any:
     """Encode two blocks with the least squared error found, that of ggml's scales included."""
-    columns, emphasis, trial = local(512, np.float32), local(512, np.float32), local(512, np.float32)
-    found, kept, codes = local(64, np.float32), local(32, np.float32), local(512, np.uint8)
-    turn_32(values, columns)
-    start = reference_fit(columns, 15, -1, 20, False, emphasis, trial, kept)
-    rounded_as_ggml(start[0], start[1], 8, 63, found)
-    setup = (15, 63, 8, (-1.5, 0.9, 3, 0.35, 3, 0), (1.0, 0.012, 9), 1, 1)
-    if weights is None:
-        search_affine(columns, None, start, setup, found, trial)
-    else:
-        turn_32(weights, emphasis)
-        search_affine(columns, emphasis, start, setup, found, trial)
-    keep_codes(values, found, 32, 15, codes)
+    found, codes = local(64, np.float32), local(512, np.uint8)
+    grid = (-1.5, 0.9, 3, 0.35, 3, 0)
+    find_best(values, weights, 15, -1, 20, grid, found, codes)
     return pack(found, codes, data)
 
 
