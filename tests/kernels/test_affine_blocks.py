@@ -115,7 +115,7 @@ def test_gain(name, ggml):
     assert errors(name, encoded(name, "search", w), w).sum() < 0.96 * theirs.sum()
 
 
-@pytest.mark.parametrize("kind", ["bell", "sparse", "far from zero"])
+@pytest.mark.parametrize("kind", ["bell", "sparse", "heavy tails"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_importance(name, kind, ggml):
     """With importance it is the weighted error that falls, and that is nowhere above ggml's."""
@@ -125,7 +125,7 @@ def test_importance(name, kind, ggml):
     data = encoded(name, "search", w, importance)
     weighted = errors(name, data, w, importance)
     assert (weighted <= errors(name, ggml.quantize(name, w), w, importance) * (1 + 2e-6)).all()
-    assert weighted.sum() < 0.97 * errors(name, encoded(name, "search", w), w, importance).sum()
+    assert weighted.sum() < 0.95 * errors(name, encoded(name, "search", w), w, importance).sum()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -215,7 +215,9 @@ def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: 
     targets = maximum((scales * d * codes[0] - sum_x) * inverse_w, splat(ZERO))
     dmin = best_step(targets, sum_w, np.float32(step_max), n_lanes, tries)
     error = splat(_INFINITE)
-    if start is not None:
+    if start is None:  # what no trial betters is too large for a float16
+        keep(found, error, error, splat(ZERO), splat(ZERO))
+    else:
         error = whole_total(misfit(columns, importance, found, largest), n_lanes)
     for _ in range(n_rounds):
         at = (d, dmin, scales, codes[0])
