@@ -14,12 +14,13 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import ZERO
+from aq2_pipeline.kernels.blocks.columns import ZERO, inverse_or_zero
 from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import (
     LANES,
     load,
+    local,
     magnitude,
     maximum,
     shared_largest,
@@ -99,8 +100,11 @@ def keep_reference_codes(values: Any, found: Any, kept: Any, size: Any, code_max
 def keep_codes(values: Any, found: Any, size: Any, code_max: Any, codes: Any) -> None:
     """Write the nearest codes of what is found."""
     top = code_bits(splat(np.float32(code_max)))
+    lows, inverses = local(16, np.float32), local(16, np.float32)
+    scale = load(found, 0) * load(found, 2 * LANES)
+    store(lows, 0, load(found, LANES) * load(found, 3 * LANES))
+    store(inverses, 0, inverse_or_zero(scale))
     for k in range(LANES):
-        scale, low = found[k] * found[2 * LANES + k], found[LANES + k] * found[3 * LANES + k]
-        inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+        low, inverse = lows[k], inverses[k]
         for i in range(k * size, (k + 1) * size, LANES):
             store(codes, i, to(clamped_bits((load(values, i) + low) * inverse, top), np.uint8))

@@ -222,8 +222,9 @@ def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: 
     for _ in range(n_rounds):
         at = (d, dmin, scales, codes[0])
         scales, minima, codes = neighbours(columns, importance, (sum_w, inverse_w, sum_x), at, largest, steps, reach)
-        keep(trial, d, dmin, scales, minima)
-        error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))
+        if start is None:  # elsewhere ggml's are there for those that the refit makes worse
+            keep(trial, d, dmin, scales, minima)
+            error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))
         d, dmin = refitted(scales, minima, codes, (sum_w, inverse_w, sum_x), n_lanes, d, dmin)
         keep(trial, d, dmin, scales, minima)
         error = keep_better(found, error, trial, whole_total(misfit(columns, importance, trial, largest), n_lanes))

@@ -70,7 +70,7 @@ def find_best(
     turn_32(values, columns)
     start = reference_fit(columns, code_max, first, n_steps, 2, emphasis, trial, kept)
     rounded_as_ggml(start[0], start[1], 8, 63, found)
-    setup = (code_max, 63, 8, grid, (1.0, 0.012, 9), 1, 1)
+    setup = (code_max, 63, 8, grid, (1.0, 0.015, 4), 1, 1)
     if weights is None:
         search_affine(columns, None, start, setup, found, trial)
     else:
