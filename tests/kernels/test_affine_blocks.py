@@ -11,7 +11,7 @@ from support.samples import bell, integers
 
 from aq2_pipeline.kernels import halves, widening
 from aq2_pipeline.kernels.blocks import (
-    affine,
+    affine_supers,
     affine_reference,
     affine_search,
     columns,
@@ -23,7 +23,7 @@ from aq2_pipeline.kernels.blocks import (
 )
 
 FORMATS = {"q2_k": q2_k, "q4_k": q4_k, "q5_k": q5_k}
-SHARED = (halves, widening, columns, rounding, affine, affine_reference, affine_search, six_bit_scales)
+SHARED = (halves, widening, columns, rounding, affine_supers, affine_reference, affine_search, six_bit_scales)
 N = 48 * 256
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.affine import finite_or_zero
+from aq2_pipeline.kernels.blocks.affine_supers import finite_or_zero
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO
 from aq2_pipeline.kernels.blocks.rounding import code_bits, nearest_code
 from aq2_pipeline.kernels.lanes import (

@@ -17,7 +17,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST, ROUND, ROUND_BITS
-from aq2_pipeline.kernels.blocks.affine import keep, whole_largest, whole_total
+from aq2_pipeline.kernels.blocks.affine_supers import keep, whole_largest, whole_total
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
 from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import rounded_to_half

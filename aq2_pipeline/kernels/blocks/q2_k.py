@@ -14,7 +14,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import (
+from aq2_pipeline.kernels.blocks.affine_supers import (
     keep_codes,
     keep_halves,
     keep_reference_codes,

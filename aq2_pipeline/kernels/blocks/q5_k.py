@@ -14,7 +14,7 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.affine import keep_halves
+from aq2_pipeline.kernels.blocks.affine_supers import keep_halves
 from aq2_pipeline.kernels.blocks.columns import half_at
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.six_bit_scales import find_as_ggml, find_best, scale_at, store_header
