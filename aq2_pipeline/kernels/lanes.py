@@ -117,6 +117,11 @@ def magnitude(vector: Any) -> Any:
     return np.abs(vector)
 
 
+def square_root(vector: Any) -> Any:
+    """Return the square roots, correctly rounded."""
+    return np.sqrt(vector)
+
+
 def where(mask: Any, chosen: Any, other: Any) -> Any:
     """Return, lane by lane, the one or the other vector."""
     return np.where(mask, chosen, other)
@@ -435,6 +440,17 @@ def _lane(_typing: Any, vector: Any, k: Any) -> Any:
 
 
 @intrinsic
+def _square_root(_typing: Any, vector: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        name = f"llvm.sqrt.v{vector.n}f{vector.element.bitwidth}"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, args)
+
+    return vector(vector), emit
+
+
+@intrinsic
 def _ramp(_typing: Any) -> Any:
     kind = Vector(types.uint64, 8)
 
@@ -518,6 +534,7 @@ overload(plus_product)(
     lambda addend, a, b: (lambda addend, a, b: _plus_product(addend, a, b)) if addend == a == b else None
 )
 overload(magnitude)(lambda vector: (lambda vector: _magnitude(vector)) if _is_vector(vector) else None)
+overload(square_root)(lambda vector: (lambda vector: _square_root(vector)) if _is_vector(vector) else None)
 overload(ramp)(lambda: lambda: _ramp())
 overload(splat)(lambda scalar: lambda scalar: _repeat(scalar))
 overload(lane)(lambda vector, k: (lambda vector, k: _lane(vector, k)) if _is_vector(vector) else None)
