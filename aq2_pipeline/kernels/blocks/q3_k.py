@@ -17,7 +17,7 @@ from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import ZERO, furthest, half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest, nearest_within
+from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import (
     lane,

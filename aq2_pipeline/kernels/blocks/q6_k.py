@@ -14,16 +14,18 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import ZERO, furthest, half_at, store_half, turn_16
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest, nearest_within
+from aq2_pipeline.kernels.blocks.integer_scale_search import error_of, searched_scales, within
+from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
-from aq2_pipeline.kernels.lanes import lane, load, local, magnitude, maximum, minimum, splat, store, to, where
+from aq2_pipeline.kernels.lanes import lane, largest, load, local, magnitude, splat, store, to, where
 from aq2_pipeline.kernels.widening import float_from_half
 
 BLOCK, N_BYTES, BATCH = 256, 210, 1
 LOW, HIGH = np.int32(-32), np.int32(31)
 SCALE_LOW, SCALE_HIGH = np.int32(-128), np.int32(127)
+BOUNDS = (np.float32(LOW), np.float32(HIGH), np.float32(SCALE_LOW), np.float32(SCALE_HIGH))
 
 
 @helper
@@ -39,55 +41,102 @@ def pack(codes: Any, data: Any) -> None:
 
 
 @helper
-def least_squares_scales(columns: Any, scales: Any, inverses: Any) -> None:
-    """Write ggml's scale of each sub-block, the best of 19, and the inverse that it was found from (make_qx_quants)."""
-    end = furthest(columns)
-    best, scale, chosen = splat(ZERO), splat(ZERO), splat(ZERO)
-    for k in range(19):
-        step = 0 if k == 0 else k - 10 if k < 10 else k - 9
-        inverse = (ZERO - (np.float32(32) + np.float32(0.1) * np.float32(step))) / end
-        xq, qq = splat(ZERO), splat(ZERO)
-        for i in range(0, 256, 16):
-            x = load(columns, i)
-            q = minimum(maximum(nearest(x * inverse), np.float32(LOW)), np.float32(HIGH))
-            xq, qq = xq + x * x * x * q, qq + x * x * q * q
-        found = where(qq == ZERO, splat(ZERO), xq / qq)
-        if k == 0:
-            best, scale, chosen = found * xq, found, inverse
-        else:
-            better = where(qq > ZERO, xq * xq, best * qq) > best * qq
-            scale, chosen, best = where(better, found, scale), where(better, inverse, chosen), where(better, found * xq, best)
+def sums_of_cubes(columns: Any, squares: Any, cubes: Any, inverse: Any) -> Any:
+    """Return the sums of weight times code and of code squared, each times the weight squared, in ggml's order."""
+    xq, qq = splat(ZERO), splat(ZERO)
+    for i in range(0, 256, 16):
+        q = within(load(columns, i) * inverse, np.float32(LOW), np.float32(HIGH))
+        xq, qq = xq + load(cubes, i) * q, qq + load(squares, i) * q * q
+    return xq, qq
+
+
+@helper
+def least_squares_scales(columns: Any) -> Any:
+    """Return ggml's scale of each sub-block, the best of 19, and the inverse that it was found from (make_qx_quants)."""
+    squares, cubes, end = local(256, np.float32), local(256, np.float32), furthest(columns)
+    for i in range(0, 256, 16):
+        x = load(columns, i)
+        store(squares, i, x * x)
+        store(cubes, i, x * x * x)
+    chosen = np.float32(LOW) / end
+    xq, qq = sums_of_cubes(columns, squares, cubes, chosen)
+    scale = where(qq == ZERO, splat(ZERO), xq / qq)
+    best = scale * xq
+    for k in range(-9, 10):
+        if k != 0:
+            inverse = (np.float32(LOW) - np.float32(0.1) * np.float32(k)) / end
+            xq, qq = sums_of_cubes(columns, squares, cubes, inverse)
+            better = where(qq > ZERO, xq * xq, splat(ZERO)) > where(qq > ZERO, best * qq, splat(ZERO))
+            scale, chosen = where(better, xq / qq, scale), where(better, inverse, chosen)
+            best = where(better, xq / qq * xq, best)
     small = magnitude(end) < SMALLEST
-    store(scales, 0, where(small, splat(ZERO), scale))
-    store(inverses, 0, where(small, splat(ZERO), chosen))
+    return where(small, splat(ZERO), scale), where(small, splat(ZERO), chosen)
+
+
+@helper
+def stored(scales: Any) -> Any:
+    """Return ggml's `d` for scales, as the bits of a float16, and the integer scales; the furthest becomes -128."""
+    room, most = local(16, np.float32), np.float32(0)
+    store(room, 0, scales)
+    for k in range(16):
+        if abs(room[k]) > abs(most):
+            most = room[k]
+    if abs(most) < SMALLEST:
+        return np.int32(0), splat(ZERO)
+    inverse = np.float32(SCALE_LOW) / most
+    bits = lane(half_bits(splat(ONE / inverse)), 0)
+    return bits, nearest_within(scales * inverse, SCALE_LOW, SCALE_HIGH)
 
 
 @helper
 def reference(values: Any, weights: Any, data: Any) -> Any:
     """Encode a block as ggml's quantize_row_q6_K_ref."""
-    columns, scales, inverses = local(256, np.float32), local(16, np.float32), local(16, np.float32)
-    codes, largest = local(256, np.uint8), np.float32(0)
+    columns, room, codes = local(256, np.float32), local(16, np.float32), local(256, np.uint8)
     turn_16(values, columns)
-    least_squares_scales(columns, scales, inverses)
-    for k in range(16):
-        if abs(scales[k]) > abs(largest):
-            largest = scales[k]
-    if abs(largest) < SMALLEST:
-        for j in range(N_BYTES):
-            data[j] = 0
-        return -1
-    inverse = np.float32(-128) / largest
-    bits = lane(half_bits(splat(np.float32(1) / inverse)), 0)
-    finite = store_half(data, 208, bits)
-    found = nearest_within(load(scales, 0) * inverse, SCALE_LOW, SCALE_HIGH)
-    store(data, 192, to(to(found, np.int32), np.uint8))
-    for k in range(16):
-        start = nearest_within(load(values, 16 * k) * inverses[k], LOW, HIGH)
-        store(codes, 16 * k, to(to(start, np.int32) - LOW if inverses[k] != ZERO else splat(np.int32(0)), np.uint8))
-    store(scales, 0, float_from_half(bits) * found)
-    encode_sub_blocks(values, scales, LOW, HIGH, codes)
+    scales, inverses = least_squares_scales(columns)
+    bits, integers = stored(scales)
+    store(room, 0, inverses)
+    for k in range(16):  # what codes keep whose scale becomes 0; where ggml sees but zeros, it leaves the least code
+        found = nearest_within(load(values, 16 * k) * room[k], LOW, HIGH) - np.float32(LOW)
+        store(codes, 16 * k, to(to(found, np.int32) if room[k] != ZERO and largest(magnitude(scales)) >= SMALLEST else splat(np.int32(0)), np.uint8))
+    store(room, 0, float_from_half(bits) * integers)
+    encode_sub_blocks(values, room, LOW, HIGH, codes)
+    return finish(codes, integers, bits, data)
+
+
+@helper
+def search(values: Any, weights: Any, data: Any) -> Any:
+    """Encode a block with the least error that is found: near the best scales, or as ggml does where that is better."""
+    columns, turned = local(256, np.float32), local(256, np.float32)
+    turn_16(values, columns)
+    if weights is None:
+        return encode_searched(values, columns, None, data)
+    turn_16(weights, turned)
+    return encode_searched(values, columns, turned, data)
+
+
+@helper
+def encode_searched(values: Any, columns: Any, weights: Any, data: Any) -> Any:
+    """Encode a block; weights are turned, too."""
+    room, codes = local(16, np.float32), local(256, np.uint8)
+    d, integers, error = searched_scales(columns, weights, BOUNDS, np.float32(2), ZERO, 1, np.float32(1.05), 7)
+    bits, others = stored(least_squares_scales(columns)[0])
+    other = splat(float_from_half(bits))
+    better = error_of(columns, weights, other * others, BOUNDS[0], BOUNDS[1]) <= error
+    d, integers = where(better, other, d), where(better, others, integers)
+    store(room, 0, d * integers)
+    for k in range(0, 256, 16):
+        store(codes, k, splat(np.uint8(-LOW)))
+    encode_sub_blocks(values, room, LOW, HIGH, codes)
+    return finish(codes, integers, lane(half_bits(d), 0), data)
+
+
+@helper
+def finish(codes: Any, integers: Any, bits: Any, data: Any) -> Any:
+    """Write a block; return its status."""
     pack(codes, data)
-    return -1 if finite else 0
+    store(data, 192, to(to(integers, np.int32), np.uint8))
+    return -1 if store_half(data, 208, bits) else 0
 
 
 @helper
@@ -105,4 +154,4 @@ def decode(data: Any, values: Any) -> Any:
     return -1
 
 
-kernels = block_kernels("q6_k", BLOCK, N_BYTES, BATCH, {"reference": reference}, decode)
+kernels = block_kernels("q6_k", BLOCK, N_BYTES, BATCH, {"search": search, "reference": reference}, decode)

@@ -22,12 +22,6 @@ _MANTISSA, _HALF_MANTISSA = np.int32(0x7FFFFF), np.int32(0x400000)
 
 
 @helper
-def nearest(x: Any) -> Any:
-    """Return the nearest integers, ties to even, as float32; |x| < 2**22."""
-    return (x + ROUND) - ROUND
-
-
-@helper
 def nearest_within(x: Any, low: Any, high: Any) -> Any:
     """Return the nearest integers from `low` to `high`, as float32, as ggml does: beyond 2**22 it reads other bits."""
     found = (reinterpreted(x + ROUND, np.int32) & _MANTISSA) - _HALF_MANTISSA
