@@ -3,8 +3,8 @@
 What is stored is searched, not what is then rounded: with `d` fixed a sub-block's
 scale is one of few integers, and its error with the codes nearest to its weights
 says which. `d` leaves the largest scale some room, as the best one is seldom where
-the weight furthest from zero has the last code. Last, `d` is fitted to the codes.
-Lane k is the k-th sub-block.
+the weight furthest from zero has the last code. Lane k is the k-th
+sub-block.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, inverse_or_zero
-from aq2_pipeline.kernels.halves import rounded_to_half
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
+from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import (
+    lane,
     load,
+    local,
     magnitude,
     maximum,
     minimum,
@@ -25,11 +27,14 @@ from aq2_pipeline.kernels.lanes import (
     shared_largest,
     shared_total,
     splat,
+    store,
+    to,
     where,
 )
+from aq2_pipeline.kernels.widening import float_from_half
 
-#: The least and the largest magnitude of a float16 that is not 0.
-LEAST_HALF, LARGEST_HALF = np.float32(2.0**-24), np.float32(65504)
+#: The least positive float16.
+LEAST_HALF = np.float32(2.0**-24)
 
 _FAR = np.float32(np.finfo(np.float32).max)
 _SMALL = np.float32(1e-30)
@@ -54,14 +59,15 @@ def sums_of(columns: Any, weights: Any, inverse: Any, low: Any, high: Any) -> An
 
 
 @helper
-def relative_error(columns: Any, weights: Any, inverse: Any, low: Any, high: Any) -> Any:
-    """Return the squared error in units of the scale squared."""
-    found = splat(ZERO)
+def relative_errors(columns: Any, weights: Any, one: Any, two: Any, low: Any, high: Any) -> Any:
+    """Return the squared errors with two inverses of scales, in units of the scale squared: for fewer loads."""
+    of_one, of_two = splat(ZERO), splat(ZERO)
     for i in range(0, 256, 16):
-        x = load(columns, i) * inverse
-        e = x - within(x, low, high)
-        found = found + (e * e if weights is None else e * e * load(weights, i))
-    return found
+        x, y = load(columns, i) * one, load(columns, i) * two
+        d, e = x - within(x, low, high), y - within(y, low, high)
+        of_one = of_one + (d * d if weights is None else d * d * load(weights, i))
+        of_two = of_two + (e * e if weights is None else e * e * load(weights, i))
+    return of_one, of_two
 
 
 @helper
@@ -76,12 +82,11 @@ def error_of(columns: Any, weights: Any, scales: Any, low: Any, high: Any) -> An
 
 
 @helper
-def fitted_scales(columns: Any, weights: Any, low: Any, high: Any, first: Any, step: Any, n: Any) -> Any:
+def fitted_scales(columns: Any, weights: Any, end: Any, low: Any, high: Any, first: Any, step: Any, n: Any) -> Any:
     """Return the best of `n` scales, not yet integers: that which fits the codes of a guess.
 
     A guess divides the weight furthest from zero by `low` plus `first`, one more `step` and so on.
     """
-    end = furthest(columns)
     end = where(magnitude(end) < _SMALL, splat(_SMALL), end)
     best, found = splat(ZERO - ONE), splat(ZERO)
     for k in range(n):
@@ -99,48 +104,63 @@ def common_scale(scales: Any, room: Any, scale_low: Any) -> Any:
     size = magnitude(scales)
     most = shared_largest(size, 16)
     positive = shared_largest(where(size == most, scales, ZERO - most), 16) == most
-    d = rounded_to_half(minimum(most * room, splat(LARGEST_HALF * abs(scale_low))) / scale_low)
+    d = rounded_to_half(most * room / scale_low)
     d = where(magnitude(d) < LEAST_HALF, splat(LEAST_HALF), d)
     return where(positive, d, ZERO - d)
 
 
 @helper
-def nearby_scales(
-    columns: Any, weights: Any, d: Any, scales: Any, low: Any, high: Any, scale_low: Any, scale_high: Any, reach: Any
-) -> Any:
-    """Return the best integer scales at most `reach` from the given ones; none is 0, which no code needs."""
+def other_scale(scales: Any, step: Any, scale_low: Any, scale_high: Any) -> Any:
+    """Return the integers a step away, none of them 0, which no codes need."""
+    found = minimum(maximum(scales + step, scale_low), scale_high)
+    return where(found == ZERO, splat(ONE), found)
+
+
+@helper
+def nearby_scales(columns: Any, weights: Any, d: Any, scales: Any, bounds: Any, reach: Any) -> Any:
+    """Return the best integer scales from `reach` below to above the given ones, and each one's squared error."""
+    low, high, scale_low, scale_high = bounds
     least, found = splat(_FAR), scales
-    for k in range(-reach, reach + 1):
-        tried = minimum(maximum(scales + np.float32(k), scale_low), scale_high)
-        tried = where(tried == ZERO, splat(ONE), tried)
-        scale = tried * d
-        error = relative_error(columns, weights, ONE / scale, low, high) * scale * scale
-        found, least = where(error < least, tried, found), minimum(error, least)
-    return found
+    for k in range(-reach, reach + 1, 2):
+        one = other_scale(scales, np.float32(k), scale_low, scale_high)
+        two = other_scale(scales, np.float32(k + 1), scale_low, scale_high)
+        of_one, of_two = relative_errors(columns, weights, ONE / (d * one), ONE / (d * two), low, high)
+        of_one, of_two = of_one * (d * one) * (d * one), of_two * (d * two) * (d * two)
+        found, least = where(of_one < least, one, found), minimum(of_one, least)
+        found, least = where(of_two < least, two, found), minimum(of_two, least)
+    return found, least
 
 
 @helper
-def refitted(columns: Any, weights: Any, d: Any, scales: Any, low: Any, high: Any) -> Any:
-    """Return the `d` that fits the codes best, as a float16."""
-    xq, qq = sums_of(columns, weights, ONE / (d * scales), low, high)
-    fit = shared_total(scales * xq, 16) / maximum(shared_total(scales * scales * qq, 16), splat(_SMALL))
-    fit = rounded_to_half(minimum(maximum(fit, splat(ZERO - LARGEST_HALF)), splat(LARGEST_HALF)))
-    return where(magnitude(fit) < LEAST_HALF, d, fit)
-
-
-@helper
-def searched_scales(columns: Any, weights: Any, bounds: Any, first: Any, step: Any, n: Any, room: Any, reach: Any) -> Any:
+def searched_scales(columns: Any, weights: Any, start: Any, bounds: Any, room: Any, reach: Any) -> Any:
     """Return `d` in every lane, the integer scales, and the squared error of the block in every lane.
 
-    `bounds` are the least and the largest code and scale; the others are what
-    `fitted_scales`, `common_scale` and `nearby_scales` take.
+    `start` are scales that are not yet integers, `bounds` the least and the largest
+    code and scale; the others are what `common_scale` and `nearby_scales` take.
     """
     low, high, scale_low, scale_high = bounds
-    fitted = fitted_scales(columns, weights, low, high, first, step, n)
-    d = common_scale(fitted, room, scale_low)
-    scales = minimum(maximum(nearest(fitted / d), scale_low), scale_high)
-    scales = nearby_scales(columns, weights, d, scales, low, high, scale_low, scale_high, reach)
-    fit = refitted(columns, weights, d, scales, low, high)
-    error = error_of(columns, weights, d * scales, low, high)
-    fit_error = error_of(columns, weights, fit * scales, low, high)
-    return where(fit_error < error, fit, d), scales, minimum(fit_error, error)
+    d = common_scale(start, room, scale_low)
+    scales = minimum(maximum(nearest(start / d), scale_low), scale_high)
+    scales, least = nearby_scales(columns, weights, d, scales, bounds, reach)
+    return d, scales, shared_total(least, 16)
+
+
+@helper
+def better_of(columns: Any, weights: Any, found: Any, bits: Any, others: Any, bounds: Any) -> Any:
+    """Return `d` and the scales that were found, or other ones where their error is no more; and the bits of `d`."""
+    d, scales, error = found
+    other = splat(float_from_half(bits))
+    # beyond a float16's range, neither is better: `d` stays infinite
+    better = error_of(columns, weights, other * others, bounds[0], bounds[1]) <= minimum(error, splat(_FAR))
+    d = where(better, other, d)
+    return d, where(better, others, scales), lane(half_bits(d), 0)
+
+
+@helper
+def encode_nearest(values: Any, scales: Any, low: Any, high: Any, codes: Any) -> None:
+    """Write the codes, less `low`, that the search has found; `values` are not turned."""
+    inverses = local(16, np.float32)
+    store(inverses, 0, inverse_or_zero(scales))
+    for k in range(16):
+        found = within(load(values, 16 * k) * inverses[k], low, high) - low
+        store(codes, 16 * k, to(to(found, np.int32), np.uint8))

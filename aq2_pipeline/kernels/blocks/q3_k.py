@@ -15,8 +15,9 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import ZERO, furthest, half_at, store_half, turn_16
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
+from aq2_pipeline.kernels.blocks.integer_scale_search import better_of, encode_nearest, fitted_scales, searched_scales
 from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import (
@@ -38,6 +39,7 @@ from aq2_pipeline.kernels.widening import float_from_half
 BLOCK, N_BYTES, BATCH = 256, 110, 1
 LOW, HIGH = np.int32(-4), np.int32(3)
 SCALE_LOW, SCALE_HIGH = np.int32(-32), np.int32(31)
+BOUNDS = (np.float32(LOW), np.float32(HIGH), np.float32(SCALE_LOW), np.float32(SCALE_HIGH))
 
 
 @helper
@@ -94,9 +96,8 @@ def descend(columns: Any, codes: Any, xq: Any, qq: Any) -> Any:
 
 
 @helper
-def descended_scales(columns: Any, scales: Any, codes: Any) -> None:
+def descended_scales(columns: Any, end: Any, scales: Any, codes: Any) -> None:
     """Write ggml's scale of each sub-block, and the turned codes that it fits (make_q3_quants)."""
-    end = furthest(columns)
     inverse = np.float32(LOW) / end
     small = magnitude(end) < SMALLEST
     xq, qq = splat(ZERO), splat(ZERO)
@@ -115,30 +116,68 @@ def descended_scales(columns: Any, scales: Any, codes: Any) -> None:
 
 
 @helper
-def reference(values: Any, weights: Any, data: Any) -> Any:
-    """Encode a block as ggml's quantize_row_q3_K_ref."""
-    columns, turned, natural = local(256, np.float32), local(256, np.float32), local(256, np.float32)
-    scales, integers, codes, most = local(16, np.float32), local(16, np.int32), local(256, np.uint8), np.float32(0)
-    turn_16(values, columns)
-    descended_scales(columns, scales, turned)
-    transpose(turned, 0, 16, natural, 0)
-    for k in range(0, 256, 16):
-        store(codes, k, to(to(load(natural, k), np.int32) - LOW, np.uint8))
+def stored(scales: Any) -> Any:
+    """Return ggml's `d` for scales, as the bits of a float16, and the integer scales; the furthest becomes -32."""
+    most = np.float32(0)
     for k in range(16):
         if abs(scales[k]) > abs(most):
             most = scales[k]
-    bits, stored = np.int32(0), splat(np.float32(SCALE_LOW))
-    if most != ZERO:
-        inverse = np.float32(-32) / most
-        bits = lane(half_bits(splat(np.float32(1) / inverse)), 0)
-        stored = nearest_within(load(scales, 0) * inverse, SCALE_LOW, SCALE_HIGH)
-    finite = store_half(data, 108, bits)
-    store(integers, 0, to(stored, np.int32) - SCALE_LOW)
-    pack_scales(integers, data)
-    store(scales, 0, float_from_half(bits) * stored)
+    if most == ZERO:
+        return np.int32(0), splat(np.float32(SCALE_LOW))
+    inverse = np.float32(SCALE_LOW) / most
+    bits = lane(half_bits(splat(ONE / inverse)), 0)
+    return bits, nearest_within(load(scales, 0) * inverse, SCALE_LOW, SCALE_HIGH)
+
+
+@helper
+def reference(values: Any, weights: Any, data: Any) -> Any:
+    """Encode a block as ggml's quantize_row_q3_K_ref."""
+    columns, turned, natural = local(256, np.float32), local(256, np.float32), local(256, np.float32)
+    scales, codes = local(16, np.float32), local(256, np.uint8)
+    turn_16(values, columns)
+    descended_scales(columns, furthest(columns), scales, turned)
+    transpose(turned, 0, 16, natural, 0)
+    for k in range(0, 256, 16):
+        store(codes, k, to(to(load(natural, k), np.int32) - LOW, np.uint8))
+    bits, integers = stored(scales)
+    store(scales, 0, float_from_half(bits) * integers)
     encode_sub_blocks(values, scales, LOW, HIGH, codes)
+    return finish(codes, integers, bits, data)
+
+
+@helper
+def search(values: Any, weights: Any, data: Any) -> Any:
+    """Encode a block with the least error that is found: near the best scales, or as ggml does where that is better."""
+    columns, turned = local(256, np.float32), local(256, np.float32)
+    turn_16(values, columns)
+    if weights is None:
+        return encode_searched(values, columns, None, data)
+    turn_16(weights, turned)
+    return encode_searched(values, columns, turned, data)
+
+
+@helper
+def encode_searched(values: Any, columns: Any, weights: Any, data: Any) -> Any:
+    """Encode a block; weights are turned, too."""
+    scales, turned, codes = local(16, np.float32), local(256, np.float32), local(256, np.uint8)
+    end, (low, high, _, _) = furthest(columns), BOUNDS
+    start = fitted_scales(columns, weights, end, low, high, np.float32(-1), np.float32(0.4), 5)
+    found = searched_scales(columns, weights, start, BOUNDS, ONE, 1)
+    descended_scales(columns, end, scales, turned)
+    bits, others = stored(scales)
+    d, integers, bits = better_of(columns, weights, found, bits, others, BOUNDS)
+    encode_nearest(values, d * integers, low, high, codes)
+    return finish(codes, integers, bits, data)
+
+
+@helper
+def finish(codes: Any, scales: Any, bits: Any, data: Any) -> Any:
+    """Write a block; return its status."""
+    integers = local(16, np.int32)
     pack(codes, data)
-    return -1 if finite else 0
+    store(integers, 0, to(scales, np.int32) - SCALE_LOW)
+    pack_scales(integers, data)
+    return -1 if store_half(data, 108, bits) else 0
 
 
 @helper
@@ -156,4 +195,4 @@ def decode(data: Any, values: Any) -> Any:
     return -1
 
 
-kernels = block_kernels("q3_k", BLOCK, N_BYTES, BATCH, {"reference": reference}, decode)
+kernels = block_kernels("q3_k", BLOCK, N_BYTES, BATCH, {"search": search, "reference": reference}, decode)
