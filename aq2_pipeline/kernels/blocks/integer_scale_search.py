@@ -138,7 +138,7 @@ def searched_scales(columns: Any, weights: Any, start: Any, bounds: Any, room: A
     `start` are scales that are not yet integers, `bounds` the least and the largest
     code and scale; the others are what `common_scale` and `nearby_scales` take.
     """
-    low, high, scale_low, scale_high = bounds
+    _, _, scale_low, scale_high = bounds
     d = common_scale(start, room, scale_low)
     scales = minimum(maximum(nearest(start / d), scale_low), scale_high)
     scales, least = nearby_scales(columns, weights, d, scales, bounds, reach)

@@ -27,7 +27,6 @@ from aq2_pipeline.kernels.lanes import (
     local,
     magnitude,
     maximum,
-    minimum,
     splat,
     store,
     to,

@@ -19,7 +19,7 @@ from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.integer_scale_search import better_of, encode_nearest, searched_scales, within
 from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
-from aq2_pipeline.kernels.lanes import lane, largest, load, local, magnitude, minimum, nearest, splat, store, to, where
+from aq2_pipeline.kernels.lanes import lane, largest, load, local, magnitude, splat, store, to, where
 from aq2_pipeline.kernels.widening import float_from_half
 
 BLOCK, N_BYTES, BATCH = 256, 210, 1
@@ -70,7 +70,7 @@ def two_sums(columns: Any, squares: Any, cubes: Any, first: Any, second: Any) ->
 
 @helper
 def least_squares_scales(columns: Any, end: Any) -> Any:
-    """Return ggml's scale of each sub-block, the best of 19, and the inverse that it was found from (make_qx_quants)."""
+    """Return ggml's scale of each sub-block, the best of 19, and the inverse that gave it (make_qx_quants)."""
     squares, cubes = local(256, np.float32), local(256, np.float32)
     low, high = np.float32(LOW), np.float32(HIGH)
     inverse, sums = low / end, (splat(ZERO), splat(ZERO))
@@ -115,7 +115,16 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     store(room, 0, inverses)
     for k in range(16):  # what codes keep whose scale becomes 0; where ggml sees but zeros, it leaves the least code
         found = nearest_within(load(values, 16 * k) * room[k], LOW, HIGH) - np.float32(LOW)
-        store(codes, 16 * k, to(to(found, np.int32) if room[k] != ZERO and largest(magnitude(scales)) >= SMALLEST else splat(np.int32(0)), np.uint8))
+        store(
+            codes,
+            16 * k,
+            to(
+                to(found, np.int32)
+                if room[k] != ZERO and largest(magnitude(scales)) >= SMALLEST
+                else splat(np.int32(0)),
+                np.uint8,
+            ),
+        )
     store(room, 0, float_from_half(bits) * integers)
     encode_sub_blocks(values, room, LOW, HIGH, codes)
     return finish(codes, integers, bits, data)

@@ -13,7 +13,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import ROUND
 from aq2_pipeline.kernels.blocks.columns import ZERO
-from aq2_pipeline.kernels.lanes import load, maximum, minimum, reinterpreted, splat, store, to, total, where
+from aq2_pipeline.kernels.lanes import load, maximum, minimum, reinterpreted, splat, store, to, total
 
 #: ggml takes weights of a smaller magnitude for zeros (GROUP_MAX_EPS).
 SMALLEST = np.float32(1e-15)

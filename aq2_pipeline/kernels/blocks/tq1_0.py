@@ -36,7 +36,7 @@ def pack(codes: Any, data: Any, at: Any) -> None:
     for j in range(4):
         number = 0
         for digit in range(4):
-            number = number * 3 + codes[240 + j + 4 * digit]
+            number = number * np.int32(3) + np.int32(codes[240 + j + 4 * digit])
         data[at + 48 + j] = np.uint8((number * 768 + 242) // 243)
 
 
