@@ -83,12 +83,11 @@ def descend(columns: Any, codes: Any, xq: Any, qq: Any) -> Any:
         less_xq, less_qq = xq - w * x * q, qq - w * q * q
         moved = nearest_within(x * less_qq / less_xq, LOW, HIGH)
         new_xq, new_qq = less_xq + w * x * moved, less_qq + w * moved * moved
-        better = where(new_qq > ZERO, new_xq * new_xq * qq, splat(ZERO)) > where(
-            new_qq > ZERO, xq * xq * new_qq, splat(ZERO)
-        )
-        moved = where(less_xq > ZERO, where(better, moved, q), q)
+        better = (less_xq > ZERO) & (new_qq > ZERO) & (new_xq * new_xq * qq > xq * xq * new_qq)
+        moved = where(better, moved, q)
         differs = magnitude(moved - q)
-        xq, qq = where(differs > ZERO, new_xq, xq), where(differs > ZERO, new_qq, qq)
+        better = differs > ZERO
+        xq, qq = where(better, new_xq, xq), where(better, new_qq, qq)
         store(codes, i, moved)
         changed = maximum(changed, differs)
     return xq, qq, largest(changed)

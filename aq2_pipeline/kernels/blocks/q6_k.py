@@ -113,18 +113,10 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     scales, inverses = least_squares_scales(columns, furthest(columns))
     bits, integers = stored(scales)
     store(room, 0, inverses)
+    some = largest(magnitude(scales)) >= SMALLEST
     for k in range(16):  # what codes keep whose scale becomes 0; where ggml sees but zeros, it leaves the least code
-        found = nearest_within(load(values, 16 * k) * room[k], LOW, HIGH) - np.float32(LOW)
-        store(
-            codes,
-            16 * k,
-            to(
-                to(found, np.int32)
-                if room[k] != ZERO and largest(magnitude(scales)) >= SMALLEST
-                else splat(np.int32(0)),
-                np.uint8,
-            ),
-        )
+        found = to(nearest_within(load(values, 16 * k) * room[k], LOW, HIGH), np.int32) - LOW
+        store(codes, 16 * k, to(found, np.uint8) if some and room[k] != ZERO else splat(np.uint8(0)))
     store(room, 0, float_from_half(bits) * integers)
     encode_sub_blocks(values, room, LOW, HIGH, codes)
     return finish(codes, integers, bits, data)
