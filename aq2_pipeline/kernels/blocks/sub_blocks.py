@@ -13,7 +13,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import ROUND
 from aq2_pipeline.kernels.blocks.columns import ZERO
-from aq2_pipeline.kernels.lanes import load, maximum, minimum, reinterpreted, splat, store, to, total
+from aq2_pipeline.kernels.lanes import load, maximum, minimum, reinterpreted, store, to
 
 #: ggml takes weights of a smaller magnitude for zeros (GROUP_MAX_EPS).
 SMALLEST = np.float32(1e-15)
@@ -35,14 +35,3 @@ def encode_sub_blocks(values: Any, scales: Any, low: Any, high: Any, codes: Any)
         if scales[k] != ZERO:
             found = nearest_within(load(values, 16 * k) / scales[k], low, high)
             store(codes, 16 * k, to(to(found, np.int32) - low, np.uint8))
-
-
-@helper
-def error_of(values: Any, weights: Any, scales: Any, low: Any, codes: Any) -> Any:
-    """Return the squared error of a block, each weight's times its importance."""
-    found = splat(ZERO)
-    for k in range(16):
-        q = to(to(load(codes, 16 * k), np.int32) + low, np.float32)
-        e = load(values, 16 * k) - q * scales[k]
-        found = found + (e * e if weights is None else e * e * load(weights, 16 * k))
-    return total(found)
