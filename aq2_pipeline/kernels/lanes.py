@@ -122,6 +122,11 @@ def square_root(vector: Any) -> Any:
     return np.sqrt(vector)
 
 
+def nearest(vector: Any) -> Any:
+    """Return the nearest integers of float32 below 2**22 in magnitude, ties to even; a zero's sign is either."""
+    return np.rint(vector)
+
+
 def where(mask: Any, chosen: Any, other: Any) -> Any:
     """Return, lane by lane, the one or the other vector."""
     return np.where(mask, chosen, other)
@@ -525,6 +530,20 @@ def _plus_product(_typing: Any, addend: Any, a: Any, b: Any) -> Any:
     return addend(addend, a, b), emit
 
 
+@intrinsic
+def _nearest(_typing: Any, vector: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        if "+sse4.1" in context.codegen()._tm_features:  # noqa: SLF001 - Numba has no other way
+            function = ir.FunctionType(kind, [kind])
+            name = f"llvm.rint.v{kind.count}f32"
+            return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+        whole = ir.Constant(kind, [1.5 * 2**23] * kind.count)  # as `bits.ROUND`; a call for each lane is slower
+        return builder.fsub(builder.fadd(args[0], whole), whole)
+
+    return vector(vector), emit
+
+
 @helper
 def _magnitude(vector: Any) -> Any:
     return reinterpreted(reinterpreted(vector, np.int32) & np.int32(0x7FFFFFFF), np.float32)
@@ -533,6 +552,7 @@ def _magnitude(vector: Any) -> Any:
 overload(plus_product)(
     lambda addend, a, b: (lambda addend, a, b: _plus_product(addend, a, b)) if addend == a == b else None
 )
+overload(nearest)(lambda vector: (lambda vector: _nearest(vector)) if _is_vector(vector) else None)
 overload(magnitude)(lambda vector: (lambda vector: _magnitude(vector)) if _is_vector(vector) else None)
 overload(square_root)(lambda vector: (lambda vector: _square_root(vector)) if _is_vector(vector) else None)
 overload(ramp)(lambda: lambda: _ramp())

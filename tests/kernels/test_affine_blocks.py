@@ -11,9 +11,9 @@ from support.samples import bell, integers
 
 from aq2_pipeline.kernels import halves, widening
 from aq2_pipeline.kernels.blocks import (
-    affine_supers,
     affine_reference,
     affine_search,
+    affine_supers,
     columns,
     q2_k,
     q4_k,

@@ -142,3 +142,16 @@ def test_masks_as_bits():
     run.py_func(I32[0], I32[1], plain)
     assert found.tolist() == plain.tolist()
     assert found[0] == sum(1 << k for k in range(16) if I32[0][k] > I32[1][k])
+
+
+def test_nearest():
+    """The nearest integers, ties to even."""
+
+    @njit(**OPTIONS)
+    def run(a, out):
+        lanes.store(out, 0, lanes.nearest(lanes.load(a, 0)))
+
+    a = np.array([-2.5, -1.5, -0.5, -0.49, 0, 0.5, 1.5, 2.5, 3.4, 4.6, -7.7, 31.5, -32.5, 4e6, -4e6, 1e-40], np.float32)
+    out = np.zeros_like(a)
+    run(readonly(a), out)
+    np.testing.assert_array_equal(out, lanes.nearest(a))

@@ -14,6 +14,8 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
+from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
+from aq2_pipeline.kernels.blocks.affine_search import keep_better, misfit, search_affine
 from aq2_pipeline.kernels.blocks.affine_supers import (
     keep_codes,
     keep_halves,
@@ -21,8 +23,6 @@ from aq2_pipeline.kernels.blocks.affine_supers import (
     rounded_as_ggml,
     whole_total,
 )
-from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
-from aq2_pipeline.kernels.blocks.affine_search import keep_better, misfit, search_affine
 from aq2_pipeline.kernels.blocks.columns import half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.lanes import largest, load, local, splat, store, to

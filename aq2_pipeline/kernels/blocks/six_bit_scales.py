@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.affine_supers import keep_codes, keep_reference_codes, rounded_as_ggml
 from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
 from aq2_pipeline.kernels.blocks.affine_search import search_affine
+from aq2_pipeline.kernels.blocks.affine_supers import keep_codes, keep_reference_codes, rounded_as_ggml
 from aq2_pipeline.kernels.blocks.columns import half_at, store_half, turn_32
 from aq2_pipeline.kernels.lanes import local
 
