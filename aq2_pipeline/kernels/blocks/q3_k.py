@@ -39,6 +39,8 @@ BLOCK, N_BYTES, BATCH = 256, 110, 1
 LOW, HIGH = np.int32(-4), np.int32(3)
 SCALE_LOW, SCALE_HIGH = np.int32(-32), np.int32(31)
 BOUNDS = (np.float32(LOW), np.float32(HIGH), np.float32(SCALE_LOW), np.float32(SCALE_HIGH))
+#: The largest magnitude that a block holds: the codes furthest from 0, and the largest float16.
+MOST = np.float32(65504 * float(SCALE_LOW) * float(LOW))
 
 
 @helper
@@ -133,7 +135,10 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     columns, turned, natural = local(256, np.float32), local(256, np.float32), local(256, np.float32)
     scales, codes = local(16, np.float32), local(256, np.uint8)
     turn_16(values, columns)
-    descended_scales(columns, furthest(columns), scales, turned)
+    end = furthest(columns)
+    if largest(magnitude(end)) > MOST:  # ggml stores whatever its sums overflowed to
+        return 0
+    descended_scales(columns, end, scales, turned)
     transpose(turned, 0, 16, natural, 0)
     for k in range(0, 256, 16):
         store(codes, k, to(to(load(natural, k), np.int32) - LOW, np.uint8))

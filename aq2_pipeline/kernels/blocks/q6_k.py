@@ -26,6 +26,8 @@ BLOCK, N_BYTES, BATCH = 256, 210, 1
 LOW, HIGH = np.int32(-32), np.int32(31)
 SCALE_LOW, SCALE_HIGH = np.int32(-128), np.int32(127)
 BOUNDS = (np.float32(LOW), np.float32(HIGH), np.float32(SCALE_LOW), np.float32(SCALE_HIGH))
+#: The largest magnitude that a block holds: the codes furthest from 0, and the largest float16.
+MOST = np.float32(65504 * float(SCALE_LOW) * float(LOW))
 
 
 @helper
@@ -110,7 +112,10 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
     """Encode a block as ggml's quantize_row_q6_K_ref."""
     columns, room, codes = local(256, np.float32), local(16, np.float32), local(256, np.uint8)
     turn_16(values, columns)
-    scales, inverses = least_squares_scales(columns, furthest(columns))
+    end = furthest(columns)
+    if largest(magnitude(end)) > MOST:  # ggml stores whatever its sums overflowed to
+        return 0
+    scales, inverses = least_squares_scales(columns, end)
     bits, integers = stored(scales)
     store(room, 0, inverses)
     some = largest(magnitude(scales)) >= SMALLEST
