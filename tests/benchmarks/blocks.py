@@ -59,11 +59,11 @@ OBJECTIVES = {
 }
 
 
-def sqnr(values, decoded, weigh=_magnitude, group=0):
-    """Return 10 log10 of the weights' squares over the errors' squares; each weighed, where there are groups."""
+def sqnr(values, decoded, weigh=None, group=1):
+    """Return 10 log10 of the weights' squares over the errors' squares; all of them weighed, if asked for."""
     signal = np.float64(values)
     error = signal - decoded
-    w = np.repeat(1.0, signal.size) if group == 0 else weigh(signal.reshape(-1, group)).reshape(-1)
+    w = 1.0 if weigh is None else weigh(signal.reshape(-1, group)).reshape(-1)
     return float(10 * np.log10((w * signal**2).sum() / (w * error**2).sum()))
 
 

@@ -50,6 +50,7 @@ def compare(ours, other, setting, bar, sqnr=None):
         outcome.timings.append(Timing(side.label, statistics.median(found), side.n_weights))
     if setting.quick or not bar.met(outcome.value, sqnr):
         outcome.profile = profiles.explain(ours, setting)
+        outcome.profile += [] if sqnr is None else [f"  its SQNR: {sqnr:.3f} dB"]
     return outcome
 
 
