@@ -9,7 +9,7 @@ import pytest
 
 import aq2_pipeline
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import kernels, measures, page, sides, table, workers, workloads
+from tests.benchmarks import blocks, kernels, measures, page, sides, table, workers, workloads
 from tests.benchmarks.peers import PEERS, Bound
 from tests.benchmarks.results import MissingError, Outcome, Result, Timing, at_least, at_most, verdict
 from tests.benchmarks.timing import Setting
@@ -38,7 +38,8 @@ def fake_run():
             times = [Timing("ours", 0.01, 1_000_000), Timing("theirs", 0.02, 1_000_000)]
             series = {"kernel": [(1 << 20, 0.001), (1 << 26, 0.05)]} if row.name == "flat-kernel" else {}
             profile = ["where the time goes"] if k == 0 else []
-            results.append(Result(row.name, threads, "ran", Outcome(value, value, value * 1.5, times, series, profile)))
+            outcome = Outcome(value, value, value * 1.5, times, series, profile, sqnr=row.bar.sqnr)
+            results.append(Result(row.name, threads, "ran", outcome))
     return page.Run(MACHINE, results, 5, 2)
 
 
@@ -87,6 +88,39 @@ def test_a_bar_is_met_on_its_own_side():
     assert at_least(3).met(3)
     assert not at_least(3).met(2.9)
     assert verdict(at_least(3), Result("row", 1, "missing", reason="not installed")) == "missing"
+
+
+def test_a_search_has_two_bars():
+    """One that is fast enough is missed where its SQNR is too low, and the other way round."""
+    bar = at_least(8, sqnr=22.66)
+    found = [(value, sqnr, bar.met(value, sqnr)) for value in (7.9, 8.0) for sqnr in (22.65, 22.66)]
+    assert [met for *_, met in found] == [False, False, False, True]
+    outcome = Outcome(9.0, 9.0, 9.0, sqnr=22.65)
+    assert verdict(bar, Result("row", 1, "ran", outcome)) == "MISSED"
+    assert str(bar) == ">= 8 x at 22.66 dB"
+
+
+@pytest.mark.parametrize("name", ["reference-q4-0", "search-mxfp4", "decode-mxfp4"])
+def test_block_formats_run_beside_ggml(name):
+    """On the beginning of F; what must be equal is checked within, a search shows the SQNR of both sides."""
+    (row,) = table.chosen([f"ggml-{name}"])
+    outcome = row.run(QUICK, row.bar)
+    ours, theirs = outcome.timings
+    assert "ggml C" in theirs.label
+    assert ours.n_weights == theirs.n_weights == 6 * 8 * 1536
+    assert (outcome.sqnr is not None) == name.startswith("search")
+    assert [note.split()[0] for note in outcome.notes] == ["SQNR"] * name.startswith("search")
+
+
+def test_an_sqnr_may_be_weighed_as_ggml_does():
+    """By hand: ggml's weights are |x|, x squared, or |x| and the root of the mean square, by group."""
+    values, decoded = np.array([3.0, 4.0, 0.0, 0.0], np.float32), np.array([3.0, 3.0, 0.0, 0.0], np.float32)
+    rms = np.sqrt(25 / 2)
+    expected = {"q2_k": (27 + 64) / 4, "q3_k": (81 + 256) / 16, "q4_k": (9 * (3 + rms) + 16 * (4 + rms)) / (4 + rms)}
+    assert np.isclose(blocks.sqnr(values, decoded), 10 * np.log10(25))
+    for name, ratio in expected.items():
+        weigh, _ = blocks.OBJECTIVES[name]
+        assert np.isclose(blocks.sqnr(values, decoded, weigh, 2), 10 * np.log10(ratio))
 
 
 def test_rows_of_one_process_share_their_number_of_threads():

@@ -87,7 +87,7 @@ def main(given=None):
     rows = table.chosen(asked.only)
     if asked.list:
         for row in rows:
-            print(f"{row.name:24} {row.bar!s:10} {row.what}")
+            print(f"{row.name:24} {row.bar!s:19} {row.what}")
         return 0
     to_write = asked.write or (asked.write is None and not asked.only and not asked.quick)
     if to_write and not page.can_draw():

@@ -87,6 +87,11 @@ def encoder(values, lengths, scheme, n_threads):
     return Prepared(tasks, n_threads, status, data=data, scales=scales, zero_points=zeros)
 
 
+def stored(data):
+    """Return bytes of a block format, as an encoder leaves them."""
+    return Prepared([], 1, None, data, _NO_FLOATS, _NO_FLOATS)
+
+
 def decoder(encoded, lengths, scheme, n_threads):
     """Prepare `decode_rows` over what an encoder wrote."""
     parsed, sizes, ends = _sizes(scheme, lengths)

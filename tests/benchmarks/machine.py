@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.table import n_cores
 
+#: Peers that are no row of their table.
+OTHERS = ("pywhispercpp",)
 OURS = ("aq2-pipeline", "numpy", "numba", "llvmlite", "pyarrow", "polars", "duckdb")
 
 
@@ -34,7 +36,7 @@ def describe():
     cpu = _field(_lines("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
     memory = _field(_lines("/proc/meminfo"), "MemTotal")
     size = f", {int(memory.split()[0]) / 2**20:.0f} GB of memory" if memory else ""
-    peers = {peer.distribution for peer in PEERS} - {"", *OURS}
+    peers = {*OTHERS, *(peer.distribution for peer in PEERS)} - {"", *OURS}
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return {
         "date": datetime.now(UTC).date().isoformat(),

@@ -41,15 +41,16 @@ class Ratio:
             return compare(*made, setting, bar)
 
 
-def compare(ours, other, setting, bar):
+def compare(ours, other, setting, bar, sqnr=None):
     """Return the outcome of two sides' turns; a missed bar brings its profile."""
     times = timing.turns([ours.call, other.call], setting)
     above, below = times if bar.sign == "<=" else reversed(times)
-    outcome = Outcome(*timing.ratios(above, below))
+    outcome = Outcome(*timing.ratios(above, below), sqnr=sqnr)
     for side, found in zip((ours, other), times, strict=True):
         outcome.timings.append(Timing(side.label, statistics.median(found), side.n_weights))
-    if setting.quick or not bar.met(outcome.value):
+    if setting.quick or not bar.met(outcome.value, sqnr):
         outcome.profile = profiles.explain(ours, setting)
+        outcome.profile += [] if sqnr is None else [f"  its SQNR: {sqnr:.3f} dB"]
     return outcome
 
 
@@ -65,6 +66,7 @@ class Speedup:
             msg = "one core"
             raise MissingError(msg)
         two, one = self.side(n_threads=2)(setting), self.side(n_threads=1)(setting)
+        check_equal(two, one)
         return compare(two, one, setting, bar)
 
 

@@ -34,9 +34,21 @@ says which it is by the order in its name. At "1" thread, both sides are kept on
 - **Read pass**: one thread reads the weights once and takes the largest magnitude, as integers; nothing that reads
   its input can be faster. **Kernel**: compiled code over rows that are prepared, writing to memory that is there.
 - **L**: a layer of 1,048,576 float32 weights. **M**: 100 of them in one column, 419 MB. **C**: the same weights as
-  25,600 rows of 4,096. **S**: the first 4,096 rows of C. **E**: 1,000,000 embeddings of 384. **R**: the matrices of
-  all-MiniLM-L6-v2.
+  25,600 rows of 4,096. **S**: the first 4,096 rows of C. **T**: 64 layers. **E**: 1,000,000 embeddings of 384.
+  **R**: the matrices of all-MiniLM-L6-v2. **F**: its six matrices `encoder.layer.*.output.dense.weight`, 3,538,944
+  weights.
 """
+
+BLOCKS_INTRO = """\
+The time of ggml's C code over ours. It is the library that pywhispercpp ships, as it ships it, with its own search
+where it has one, without importance. Both sides run on one thread, and write into memory that is there. A
+**reference** gives ggml's bytes, and a **decode** its weights; both are checked. A **search** has two bars, the ratio
+and the SQNR of its codes on F, and must meet both. ggml's search of k-quants weighs its errors: the SQNR by these
+weights is shown, too, and has no bar. ggml built with `-march=native` is missing: no installed package has its source.
+
+"""
+
+_INTROS = {"Block formats": BLOCKS_INTRO}
 
 PEERS_INTRO = """
 ## Peers
@@ -160,7 +172,7 @@ def _sections(run):
         cells = [cell for row in rows for cell in _measured(row, run.of(row))]
         if not cells:
             continue
-        parts.append(f"\n## {section}\n\n")
+        parts.append(f"\n## {section}\n\n" + _INTROS.get(section, ""))
         parts.append(table(("what", "bar", "threads", "measured", "verdict", "medians, as context"), cells))
         notes = [f"- {row.what}: {row.note}" for row in rows if row.note and run.of(row)]
         parts.append("\n" + "\n".join(notes) + "\n" if notes else "")

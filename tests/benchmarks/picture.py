@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fnmatch import fnmatchcase
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -35,6 +36,10 @@ _OURS = {
     "duckdb-c": "DuckDB native, C",
     "duckdb-e": "DuckDB native, E",
 }
+_PEERS = {
+    **{f"peer-{peer.name}": peer.label for peer in PEERS},
+    **{row.name: row.what.removesuffix(", F") for row in ROWS if fnmatchcase(row.name, "ggml-[rs]*")},
+}
 
 
 def pictures(run):
@@ -61,7 +66,7 @@ def _points(run, labels):
 
 def _ratios(run):
     ours = _points(run, _OURS)
-    peers = sorted(_points(run, {f"peer-{p.name}": p.label for p in PEERS}), key=lambda p: max(p[2].values()))
+    peers = sorted(_points(run, _PEERS), key=lambda p: max(p[2].values()))
     shares = [max(len(ours), 1), max(len(peers), 1)]
     figure = Figure(figsize=(7.2, 1.6 + 0.26 * sum(shares)))
     upper, lower = figure.subplots(2, 1, height_ratios=shares)

@@ -11,18 +11,21 @@ class MissingError(Exception):
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: `at most` or `at least` a value."""
+    """A bar: `at most` or `at least` a value; a search has to reach an SQNR besides, in dB."""
 
     sign: str
     value: float
     unit: str = "x"
+    sqnr: float | None = None
 
-    def met(self, value):
-        """Tell whether a value meets it."""
+    def met(self, value, sqnr=None):
+        """Tell whether a value meets it, with an SQNR if it asks for one."""
+        if self.sqnr is not None and sqnr < self.sqnr:
+            return False
         return value <= self.value if self.sign == "<=" else value >= self.value
 
     def __str__(self):
-        return f"{self.sign} {self.value:g} {self.unit}"
+        return f"{self.sign} {self.value:g} {self.unit}" + (f" at {self.sqnr:.2f} dB" if self.sqnr is not None else "")
 
 
 def at_most(value, unit="x"):
@@ -30,9 +33,9 @@ def at_most(value, unit="x"):
     return Bar("<=", value, unit)
 
 
-def at_least(value, unit="x"):
+def at_least(value, unit="x", *, sqnr=None):
     """Return the bar of a gain."""
-    return Bar(">=", value, unit)
+    return Bar(">=", value, unit, sqnr)
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Outcome:
     profile : list of str
         What explains the value; filled where the bar is missed.
     notes : list of str
+    sqnr : float or None
+        In dB, where the bar asks for it.
     """
 
     value: float
@@ -67,6 +72,7 @@ class Outcome:
     series: dict[str, list] = field(default_factory=dict)
     profile: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sqnr: float | None = None
 
 
 @dataclass
@@ -96,4 +102,4 @@ def verdict(bar, result):
     """Return "met", "MISSED", or why there is no answer."""
     if result.status != "ran":
         return result.status
-    return "met" if bar.met(result.outcome.value) else "MISSED"
+    return "met" if bar.met(result.outcome.value, result.outcome.sqnr) else "MISSED"

@@ -80,16 +80,17 @@ def struct_buffers(column):
     return [buffer for chunk in chunks for buffer in binary_buffers(chunk.field("quantized_data"))]
 
 
-def kernel(name, scheme="int4_g128"):
-    """Encode with the kernel alone."""
+def kernel(name, scheme="int4_g128", n_threads=None):
+    """Encode with the kernel alone, on the row's number of threads, or another."""
 
     def make(setting):
         work = workloads.workload(name, setting)
         values = workloads.values(work, setting)
-        run = kernels.encoder(values, workloads.lengths(work), scheme, setting.threads)
+        run = kernels.encoder(values, workloads.lengths(work), scheme, n_threads or setting.threads)
         run()
         run.check()
-        return Side(f"kernel, {scheme}, {name}", run, work.n_weights, lambda _: [run.data], values)
+        label = f"kernel, {scheme}, {name}" + (f", threads={n_threads}" if n_threads else "")
+        return Side(label, run, work.n_weights, lambda _: [run.data], values)
 
     return make
 
@@ -172,12 +173,12 @@ def python(name, scheme="int4_g128", *, half=False):
     return make
 
 
-def python_error(name, n_threads=None):
-    """Call `aq2_pipeline.quantization_error`, on the row's number of threads, or another."""
+def python_error(name):
+    """Call `aq2_pipeline.quantization_error`."""
 
     def make(setting):
         work = workloads.workload(name, setting)
-        column, n = workloads.column(work, setting), n_threads or setting.threads
+        column, n = workloads.column(work, setting), setting.threads
         return Side(
             f"quantization_error, {name}, threads={n}",
             lambda: aq2_pipeline.quantization_error(column, "int4_g128", threads=n),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tests.benchmarks import sql
+from tests.benchmarks import blocks, sql
 from tests.benchmarks.interfaces import array_and_kernel, arrow_table, batch, legacy
 from tests.benchmarks.measures import Flatness, Ratio, Speedup
 from tests.benchmarks.peers import PEERS, Against
@@ -94,12 +94,11 @@ KERNELS = [
     Row("float16", "quantize float16 / float32, M", at_most(1.0), Ratio(python("M", half=True), python("M"))),
     Row(
         "two-threads",
-        "quantization_error, M: one thread / two",
+        "q4_k kernel, T: one thread / two",
         at_least(1.8),
-        Speedup(lambda n_threads: python_error("M", n_threads)),
+        Speedup(lambda n_threads: kernel("T", "q4_k", n_threads)),
         threads=ALL,
-        note="The bar is for search kernels, which are bound by arithmetic. There are none yet: quantization_error is "
-        "the kernel with the most arithmetic a weight.",
+        note="A search, which is bound by arithmetic.",
     ),
     Row(
         "flat-quantize",
@@ -187,6 +186,23 @@ PROCESSES = [
 ]
 
 
+def _against_ggml(name, what, bar, run):
+    return Row(f"ggml-{what}-{name.replace('_', '-')}", f"ggml C / {name} {what}, F", bar, run)
+
+
+BLOCKS = [
+    *(
+        _against_ggml(name, "reference", bar, Ratio(kernel("F", f"{name}:reference"), blocks.ggml_encoder(name)))
+        for name, bar in blocks.REFERENCES.items()
+    ),
+    *(_against_ggml(name, "search", bar, blocks.Search(name)) for name, bar in blocks.SEARCHES.items()),
+    *(
+        _against_ggml(name, "decode", at_least(1), Ratio(blocks.decoder(name), blocks.ggml_decoder(name)))
+        for name in blocks.FORMATS
+    ),
+]
+
+
 def _peer_row(peer):
     return Row(
         f"peer-{peer.name}",
@@ -206,6 +222,7 @@ def _in(section, rows):
 
 ROWS = [
     *_in("Kernels", KERNELS),
+    *_in("Block formats", BLOCKS),
     *_in("Interfaces", INTERFACES),
     *_in("Engines", ENGINES),
     *_in("Memory and start", PROCESSES),

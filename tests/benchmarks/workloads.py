@@ -1,7 +1,8 @@
 """The weights that are measured: L, M, C, E and R of the benchmark page, cut from one buffer that is filled once.
 
 L is one layer of 1,048,576 float32 weights; M 100 such layers in one column; C the same weights as 25,600 rows of
-4,096; E 1,000,000 embeddings of 384; R a real model of the test dependencies. `--quick` has the same shapes, tiny.
+4,096; E 1,000,000 embeddings of 384; R a real model of the test dependencies; F its six FFN output matrices, on which
+the errors of block formats are judged; T 64 layers, for threads. `--quick` has the same shapes, tiny.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from importlib import resources
 import numpy as np
 import pyarrow as pa
 
+from tests.support.models import minilm_outputs
+
 #: Record batches that DuckDB shares out to its threads.
 N_BATCHES = 16
+
+#: Columns of F's matrices.
+F_COLUMNS = 1536
 
 _BLOCK = 1 << 18
 
@@ -43,6 +49,9 @@ def workload(name, setting):
         "M": Workload("M", 4 if setting.quick else 100, layer),
         "C": Workload("C", 32 if setting.quick else 25_600, 4096),
         "S": Workload("S", 16 if setting.quick else 4096, 4096),
+        # Eight slices of `pieces.SLICE_SIZE`: two threads have four each.
+        "T": Workload("T", 16 if setting.quick else 64, layer),
+        "F": Workload("F", 6, F_COLUMNS * (8 if setting.quick else 384)),
         "E": Workload("E", 500 if setting.quick else 1_000_000, 384),
     }[name]
 
@@ -76,6 +85,8 @@ _BUFFER = _Buffer()
 
 def values(work, setting):
     """Return the weights of a workload, flat and read-only, as engines see them."""
+    if work.name == "F":
+        return ffn_outputs(work.row_length)
     found = _BUFFER.first(work.n_weights, sizes(setting)[-1].n_weights).view()
     found.flags.writeable = False
     return found
@@ -106,6 +117,14 @@ def lengths(work):
 def names(work):
     """Return a name for each row."""
     return [f"layer.{k}.weight" for k in range(work.n_rows)]
+
+
+@functools.cache
+def ffn_outputs(n):
+    """Return the first n weights of each FFN output matrix of all-MiniLM-L6-v2."""
+    found = np.concatenate([matrix.ravel()[:n] for matrix in minilm_outputs()])
+    found.flags.writeable = False
+    return found
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,15 +115,20 @@ def quantize(
     return data
 
 
+def row_decoder(name: str) -> Any:
+    """Return ggml's function that decodes a format: addresses of blocks and of float32, the number of weights."""
+    decode = getattr(library(), "dequantize_row_" + (name[:-1] + "K" if name.endswith("_k") else name))
+    decode.argtypes, decode.restype = [POINTER, POINTER, LONG], None
+    return decode
+
+
 def dequantize(name: str, data: np.ndarray, n: int) -> np.ndarray:
     """Return the n float32 weights that ggml decodes."""
     form = FORMATS[name]
     data = np.ascontiguousarray(data, np.uint8)
     assert n * form.bytes == data.size * form.weights
-    decode = getattr(library(), "dequantize_row_" + (name[:-1] + "K" if name.endswith("_k") else name))
-    decode.argtypes, decode.restype = [POINTER, POINTER, LONG], None
     values = np.empty(n, np.float32)
-    decode(data.ctypes.data, values.ctypes.data, n)
+    row_decoder(name)(data.ctypes.data, values.ctypes.data, n)
     return values
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.benchmarks import sides, timing, workloads
-from tests.benchmarks.measures import compare
+from tests.benchmarks.measures import check_equal, compare
 from tests.benchmarks.results import MissingError
 
 if TYPE_CHECKING:
@@ -48,12 +48,15 @@ class Running:
     close : callable
     note : str
         What was chosen for it.
+    codes : callable, optional
+        `codes(result)`: buffers of the bytes that ours gives, too.
     """
 
     call: Callable[[], Any]
     decoded: Callable[[Any], tuple[Any, Any]]
     close: Callable[[], None] = lambda: None
     note: str = ""
+    codes: Callable[[Any], list] | None = None
 
 
 def fastest(n, blocks, variant):
@@ -154,7 +157,8 @@ class Against:
             stack.callback(ours.close)
             running = peer.start(weights, setting.threads)
             stack.callback(running.close)
-            theirs = sides.Side(peer.label, running.call, work.n_weights)
+            theirs = sides.Side(peer.label, running.call, work.n_weights, running.codes)
+            check_equal(ours, theirs)
             outcome = compare(ours, theirs, setting, bar)
             outcome.notes += [running.note] if running.note else []
             return outcome

@@ -1,69 +1,16 @@
-"""Libraries with kernels of their own: ggml, gguf-py, ONNX Runtime, FAISS, pi-quant."""
+"""Libraries with kernels of their own: gguf-py, ONNX Runtime, FAISS, pi-quant; ggml is in `blocks`."""
 
 from __future__ import annotations
 
-import ctypes
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 
 import numpy as np
 
 from tests.benchmarks.peers.against import Bound, Peer, Running, fastest
 from tests.benchmarks.peers.compilers import GROUP, unpacked
 
-#: ggml's numbers of types, and bytes of a block of 32.
-Q4_0, Q8_0 = (2, 18), (8, 34)
 #: The scale is the largest weight over -8, as float16: the other end of the range is cut off by a step.
 Q4_0_BOUND = Bound(32, 1 / 8 + 1e-3)
-Q8_0_BOUND = Bound(32, 0.5 / 127 + 6e-4)
-
-
-def ggml_library():
-    """Load the ggml that pywhispercpp ships."""
-    files = [f for f in metadata.files("pywhispercpp") if f.name.startswith("libggml-base") and ".so" in f.name]
-    if not files:
-        msg = "pywhispercpp ships no libggml-base here"
-        raise OSError(msg)
-    # The copy in pywhispercpp.libs is the one that its extension loads.
-    chosen = min(files, key=lambda f: ("pywhispercpp.libs" not in str(f), str(f)))
-    library = ctypes.CDLL(str(chosen.locate()))
-    quantize = library.ggml_quantize_chunk
-    quantize.restype = ctypes.c_size_t
-    pointers, sizes = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 3
-    quantize.argtypes = [ctypes.c_int, *pointers, *sizes, ctypes.c_void_p]
-    return quantize
-
-
-def decode_ggml(data, kind):
-    """Return what ggml's blocks of 32 stand for."""
-    blocks = data.reshape(-1, kind[1])
-    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    if kind == Q8_0:
-        return scales * blocks[:, 2:].view(np.int8).astype(np.float32)
-    halves = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
-    return scales * (halves.astype(np.float32) - 8)
-
-
-def start_ggml(kind):
-    """Return the start of ggml's C code for a type."""
-
-    def start(weights, n_threads):
-        quantize = ggml_library()
-        n_rows, row_length = weights.shape
-        data = np.zeros((n_rows, row_length // 32 * kind[1]), np.uint8)
-        pool = ThreadPoolExecutor(n_threads)
-        edges = [k * n_rows // n_threads for k in range(n_threads + 1)]
-
-        def run(k):  # ctypes lets go of the interpreter's lock
-            first, n = edges[k], edges[k + 1] - edges[k]
-            quantize(kind[0], weights.ctypes.data, data.ctypes.data, first * row_length, n, row_length, None)
-
-        def decoded(_result):
-            return weights, decode_ggml(data, kind)
-
-        return Running(lambda: list(pool.map(run, range(n_threads))), decoded, pool.shutdown)
-
-    return start
 
 
 def start_gguf(weights, n_threads):
@@ -77,7 +24,10 @@ def start_gguf(weights, n_threads):
     def decoded(result):
         return weights, np.concatenate([gguf.quants.dequantize(part, kind) for part in result])
 
-    return Running(lambda: list(pool.map(lambda w: gguf.quants.quantize(w, kind), parts)), decoded, pool.shutdown)
+    def call():
+        return list(pool.map(lambda w: gguf.quants.quantize(w, kind), parts))
+
+    return Running(call, decoded, pool.shutdown, codes=list)
 
 
 def start_onnxruntime(weights, _threads):
@@ -151,41 +101,15 @@ def start_piquant(weights, n_threads):
 
 LIBRARY_PEERS = [
     Peer(
-        "ggml-q4-0",
-        "ggml C Q4_0",
-        ("pywhispercpp",),
-        start_ggml(Q4_0),
-        Q4_0_BOUND,
-        "pywhispercpp",
-        bar=1.5,
-        scheme="int4_g32",
-        into=True,
-        config="ggml_quantize_chunk of the library that pywhispercpp ships, as shipped; one Python thread a core.",
-        differs="Blocks of 32 with a float16 scale: compared with our groups of 32.",
-    ),
-    Peer(
-        "ggml-q8-0",
-        "ggml C Q8_0",
-        ("pywhispercpp",),
-        start_ggml(Q8_0),
-        Q8_0_BOUND,
-        "pywhispercpp",
-        bar=4.0,
-        scheme="int8_g32",
-        into=True,
-        config="As ggml C Q4_0.",
-        differs="Blocks of 32 with a float16 scale: compared with our groups of 32.",
-    ),
-    Peer(
         "gguf-py",
         "gguf-py Q4_0",
         ("gguf",),
         start_gguf,
         Q4_0_BOUND,
         "gguf",
-        scheme="int4_g32",
+        scheme="q4_0:reference",
         config="gguf.quants.quantize, rows shared out to one Python thread a core.",
-        differs="Blocks of 32 with a float16 scale: compared with our groups of 32.",
+        differs="Blocks of 32, the same bytes as q4_0:reference.",
     ),
     Peer(
         "onnxruntime",
