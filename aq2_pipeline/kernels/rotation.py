@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels import integer
-from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
-from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE, bits_of
+from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel, part
+from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
 from aq2_pipeline.kernels.blocks.frame import furthest_from_zero, with_block
 from aq2_pipeline.kernels.grouped import staged, store_floats
 from aq2_pipeline.kernels.integer import first_bad, group_span
@@ -49,7 +49,7 @@ from aq2_pipeline.kernels.lanes import (
     splat,
     store,
 )
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, add_value, flush_lanes, keep_lanes, lanes_of
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, add_error, flush_lanes, keep_lanes, lanes_of
 
 #: Weights of a block, and of the least that holds whole groups and whole blocks, at the most: 32 KiB of stack.
 MOST = 1 << 13
@@ -73,7 +73,7 @@ def signs(n: int) -> Any:
 
 
 def _words() -> Any:
-    """Return the signs of each sixteen elements as the low bits of a word; then, by its size, those of a short block."""
+    """Return the signs of each sixteen elements as the low bits of a word; then, by size, those of short blocks."""
     minus = signs(MOST)
     short = [np.resize(minus[: max(k, 1)], LANES) for k in range(LANES)]
     rows = np.concatenate([minus.reshape(-1, LANES), short])
@@ -84,7 +84,7 @@ _WORDS, _AT_SHORT = _words(), MOST // LANES
 _PLACES = np.arange(31, 31 - LANES, -1, dtype=np.int32)
 
 
-@helper
+@part
 def signed(vector: Any, at: Any, k: Any) -> Any:
     """Return sixteen elements from a place of a block on with their signs changed."""
     word = _WORDS[_AT_SHORT + k] if k < LANES else _WORDS[(at & (k - 1)) // LANES]
@@ -92,21 +92,21 @@ def signed(vector: Any, at: Any, k: Any) -> Any:
     return reinterpreted(reinterpreted(vector, np.int32) ^ minus, np.float32)
 
 
-@helper
+@part
 def within(vector: Any, k: Any) -> Any:
     """Return the sums and differences of elements up to eight apart."""
     if k > 1:
         vector = butterfly(vector, 1)
-    if k > 2:  # noqa: PLR2004 - powers of two
+    if k > 2:
         vector = butterfly(vector, 2)
-    if k > 4:  # noqa: PLR2004
+    if k > 4:
         vector = butterfly(vector, 4)
-    if k > 8:  # noqa: PLR2004
+    if k > 8:
         vector = butterfly(vector, 8)
     return vector
 
 
-@helper
+@part
 def across(values: Any, n: Any, k: Any) -> None:
     """Put the sums and differences of elements 16 and more apart in their places: two distances at a time."""
     step = LANES
@@ -129,13 +129,13 @@ def across(values: Any, n: Any, k: Any) -> None:
                 store(values, at + step, a - b)
 
 
-@helper
+@part
 def shrinking(k: Any) -> Any:
     """Return `1 / sqrt(k)`."""
     return np.float32(1 / np.sqrt(np.float64(k)))
 
 
-@helper
+@part
 def rotate(values: Any, k: Any, turned: Any) -> Any:
     """Write the rotated blocks; return the position of a value that is too large or not finite, or -1."""
     factor, seen = shrinking(k), splat(np.int32(0))
@@ -150,7 +150,7 @@ def rotate(values: Any, k: Any, turned: Any) -> Any:
     return -1
 
 
-@helper
+@part
 def rotate_back(turned: Any, k: Any, values: Any) -> Any:
     """Write the blocks as they were before; return whether all values are finite."""
     factor, seen, n = shrinking(k), splat(np.int32(0)), values.size
@@ -165,14 +165,14 @@ def rotate_back(turned: Any, k: Any, values: Any) -> Any:
     return largest(seen) < INFINITY_BITS
 
 
-@helper
+@part
 def least_unit(k: Any, group: Any) -> Any:
     """Return the least number of weights that is whole groups and whole blocks: k is a power of two."""
     shared = group & -group
     return group * (k // min(shared, k))
 
 
-@helper
+@part
 def unit_of(k: Any, row: Any, group: Any) -> Any:
     """Return how many weights of a matrix row are rotated at a time."""
     if group > MOST:
@@ -181,16 +181,16 @@ def unit_of(k: Any, row: Any, group: Any) -> Any:
     return min(least * max(1, UNIT // least), max(row, 1))
 
 
-@helper
+@part
 def bytes_of(n: Any, group: Any, bits: Any) -> Any:
     """Return the bytes of the codes of whole groups and the rest of `n` weights, or of a slice of a long group."""
     return n // group * ((group * bits + 7) // 8) + (n % group * bits + 7) // 8
 
 
-_measure = helper(integer.measure.py_func)
+_measure = part(integer.measure.py_func)
 
 
-@helper
+@part
 def tell(params: Any, own: Any, k: Any, group: Any, turned: Any, told: Any) -> Any:
     """Write the codec's own parameters, for a long group its bounds behind them; return (their number, status)."""
     n = params.size - 2
@@ -208,18 +208,17 @@ def tell(params: Any, own: Any, k: Any, group: Any, turned: Any, told: Any) -> A
     return n + 2, -1
 
 
-@helper
+@part
 def add_errors(values: Any, decoded: Any, position: Any, lanes: Any, sums: Any) -> None:
     """Add values and what they decode to, each to the lane of its position, and blocks of sums where they end."""
     j, n = 0, values.size
     while j < n:
-        place = position + j
-        if place % LANES != 0 or j + LANES > n:
-            add_value(values[j], decoded[j], place, lanes, sums)
-            j += 1
-            continue
-        stop = j + min((n - j) // LANES * LANES, BLOCK_SIZE - place % BLOCK_SIZE)
-        keep_lanes(with_block(lanes_of(lanes), values[j:stop], decoded[j:stop], None, 0), lanes)
+        place, stop = position + j, j + 1
+        if place % LANES == 0 and j + LANES <= n:
+            stop = j + min((n - j) // LANES * LANES, BLOCK_SIZE - place % BLOCK_SIZE)
+            keep_lanes(with_block(lanes_of(lanes), values[j:stop], decoded[j:stop], None, 0), lanes)
+        else:
+            add_error(values[j], decoded[j], place % LANES, lanes)
         if (position + stop) % BLOCK_SIZE == 0:
             flush_lanes(lanes, sums)
         j = stop
