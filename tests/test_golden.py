@@ -29,7 +29,8 @@ INTEGERS = [
     for group in ("g32", "g128", "channel", "tensor")
     for asym in ("", "_asym")
 ]
-SCHEMES = [*INTEGERS, "f32", "f16", "bf16"]
+ROTATED = ["int4_g32_rot32", "int3_g12_asym_rot64"]
+SCHEMES = [*INTEGERS, "f32", "f16", "bf16", *ROTATED]
 DTYPES = ("f32", "f16", "bf16")
 
 
@@ -43,6 +44,12 @@ def rows() -> tuple[pa.Array, pa.Array]:
     return column(*weights), shapes(*given)
 
 
+def rotated_rows() -> tuple[pa.Array, pa.Array]:
+    """Return fixed weights whose matrix rows blocks of 64 divide."""
+    weights = [bell(64), bell(1600, 2), bell(5 * 3 * 64, 3), np.full(128, 0.1, np.float32), np.zeros(64, np.float32)]
+    return column(*weights), shapes(None, (5, 320), (5, 3, 64), None, (64,))
+
+
 def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
     """Return the weights as bytes of a dtype."""
     cast = {"f32": lambda w: w, "f16": lambda w: w.astype(np.float16)}
@@ -52,7 +59,7 @@ def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
 
 def fingerprint(name: str, dtype: str) -> dict:
     """Return what is pinned of a scheme on weights that are stored in a dtype."""
-    weights, given = rows()
+    weights, given = rotated_rows() if name in ROTATED else rows()
     quantized = aq2_pipeline.quantize(as_stored(weights, dtype), f"{name}@{dtype}", given).to_pylist()
     data = [row["quantized_data"] for row in quantized]
     numbers = {k: np.concatenate([np.array(row[k], "<f4") for row in quantized]) for k in ("scales", "zero_points")}

@@ -35,7 +35,7 @@ import numpy as np
 from aq2_pipeline.kernels import integer
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel, part
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
-from aq2_pipeline.kernels.blocks.frame import furthest_from_zero, with_block
+from aq2_pipeline.kernels.blocks.frame import furthest_from_zero
 from aq2_pipeline.kernels.grouped import staged, store_floats
 from aq2_pipeline.kernels.integer import first_bad, group_span
 from aq2_pipeline.kernels.lanes import (
@@ -48,8 +48,17 @@ from aq2_pipeline.kernels.lanes import (
     reinterpreted,
     splat,
     store,
+    to,
 )
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, add_error, flush_lanes, keep_lanes, lanes_of
+from aq2_pipeline.kernels.moments import (
+    BLOCK_SIZE,
+    MAX_ERROR,
+    N_LANES,
+    SQUARED_DECODED,
+    SQUARED_ERROR,
+    SQUARED_WEIGHT,
+    flush_lanes,
+)
 
 #: Weights of a block, and of the least that holds whole groups and whole blocks, at the most: 32 KiB of stack.
 MOST = 1 << 13
@@ -209,6 +218,25 @@ def tell(params: Any, own: Any, k: Any, group: Any, turned: Any, told: Any) -> A
 
 
 @part
+def add_whole(values: Any, decoded: Any, lanes: Any) -> None:
+    """Add whole vectors of values and what they decode to, in float64.
+
+    A code in other coordinates may be far from the weight, and float32 does not hold their difference exactly.
+    """
+    errors, squares = load(lanes, SQUARED_ERROR * N_LANES), load(lanes, SQUARED_WEIGHT * N_LANES)
+    others, most = load(lanes, SQUARED_DECODED * N_LANES), load(lanes, MAX_ERROR * N_LANES)
+    for at in range(0, values.size, LANES):
+        w, d = to(load(values, at), np.float64), to(load(decoded, at), np.float64)
+        e = w - d
+        errors, squares, others = errors + e * e, squares + w * w, others + d * d
+        most = maximum(most, maximum(e, d - w))
+    store(lanes, SQUARED_ERROR * N_LANES, errors)
+    store(lanes, SQUARED_WEIGHT * N_LANES, squares)
+    store(lanes, SQUARED_DECODED * N_LANES, others)
+    store(lanes, MAX_ERROR * N_LANES, most)
+
+
+@part
 def add_errors(values: Any, decoded: Any, position: Any, lanes: Any, sums: Any) -> None:
     """Add values and what they decode to, each to the lane of its position, and blocks of sums where they end."""
     j, n = 0, values.size
@@ -216,9 +244,13 @@ def add_errors(values: Any, decoded: Any, position: Any, lanes: Any, sums: Any) 
         place, stop = position + j, j + 1
         if place % LANES == 0 and j + LANES <= n:
             stop = j + min((n - j) // LANES * LANES, BLOCK_SIZE - place % BLOCK_SIZE)
-            keep_lanes(with_block(lanes_of(lanes), values[j:stop], decoded[j:stop], None, 0), lanes)
+            add_whole(values[j:stop], decoded[j:stop], lanes)
         else:
-            add_error(values[j], decoded[j], place % LANES, lanes)
+            at, w, d = place % LANES, np.float64(values[j]), np.float64(decoded[j])
+            lanes[SQUARED_ERROR * N_LANES + at] += (w - d) * (w - d)
+            lanes[SQUARED_WEIGHT * N_LANES + at] += w * w
+            lanes[SQUARED_DECODED * N_LANES + at] += d * d
+            lanes[MAX_ERROR * N_LANES + at] = max(lanes[MAX_ERROR * N_LANES + at], abs(w - d))
         if (position + stop) % BLOCK_SIZE == 0:
             flush_lanes(lanes, sums)
         j = stop
