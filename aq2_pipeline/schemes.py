@@ -353,7 +353,8 @@ def _nearest(name: str) -> str:
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, known, strict=False))
         return len(list(alike)), difflib.SequenceMatcher(None, name, known).ratio()
 
-    close = sorted(known_names(), key=likeness, reverse=True)[:3]
+    known = (one for one in known_names() if "_rot" in name or "_rot" not in one)
+    close = sorted(known, key=likeness, reverse=True)[:3]
     return f"the closest known names are {', '.join(map(repr, close))}"
 
 
