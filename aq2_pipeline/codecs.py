@@ -175,7 +175,7 @@ INTEGERS = {
         _integer_sizes,
         _integer_piece,
         "measure",
-        f"encode{bits}{'_asym' * asymmetric}_halves",
+        encode_halves_name=f"encode{bits}{'_asym' * asymmetric}_halves",
     )
     for bits in range(2, 9)
     for asymmetric in (False, True)

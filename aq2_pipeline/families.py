@@ -61,6 +61,8 @@ class Family:
         What the length of a matrix row must be a multiple of.
     fallback : str
         The scheme that llama.cpp takes for other rows.
+    rotates : bool
+        Whether ``_rot<k>`` may follow the name; see `rotations`. The last of `params` is the group then.
     """
 
     template: str
@@ -72,12 +74,13 @@ class Family:
     others: Mapping[str, Codec] = field(default_factory=dict)
     block: int = 1
     fallback: str = ""
+    rotates: bool = False
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
-        """The template as a regular expression with a group named `group`."""
+        """The template as a regular expression with groups named `group` and `rotation`."""
         text = re.escape(self.template).replace(re.escape("{group}"), r"(?P<group>g[1-9][0-9]*|channel|tensor)")
-        return re.compile(text)
+        return re.compile(text + r"(?:_rot(?P<rotation>[1-9][0-9]*))?" * self.rotates)
 
     @property
     def grouped(self) -> bool:
@@ -92,12 +95,20 @@ def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
 
 def _codebook(name: str, bits: int, summary: str) -> Family:
     codecs = CODEBOOKS[name]
-    return Family(f"{name}_{{group}}", codecs["reference"], (), bits, tuple(codecs), summary, codecs)
+    return Family(f"{name}_{{group}}", codecs["reference"], (), bits, tuple(codecs), summary, codecs, rotates=True)
 
 
 FAMILIES: list[Family] = [
     *(
-        Family(f"int{b}_{{group}}", INTEGERS[b, False], (b, 0), b, ("minmax",), f"{b}-bit integers, one scale a group")
+        Family(
+            f"int{b}_{{group}}",
+            INTEGERS[b, False],
+            (b, 0),
+            b,
+            ("minmax",),
+            f"{b}-bit integers, one scale a group",
+            rotates=True,
+        )
         for b in WIDTHS
     ),
     *(
@@ -108,6 +119,7 @@ FAMILIES: list[Family] = [
             b,
             ("minmax",),
             f"{b}-bit integers, scale and zero point",
+            rotates=True,
         )
         for b in WIDTHS
     ),

@@ -105,4 +105,6 @@ def refuse(scheme: Scheme, rows: Any, fail: Callable[[int, Aq2Error], None]) -> 
         msg = f"the scheme {scheme.name!r} with the method {scheme.method!r} cannot use importance"
         if scheme.method is None:
             msg = f"the scheme {scheme.name!r} cannot use importance"
+        if scheme.rotation:
+            msg = f"the scheme {scheme.name!r} cannot use importance: a rotation mixes the weights of its blocks"
         fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))

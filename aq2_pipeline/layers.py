@@ -324,9 +324,11 @@ def check_chunk(scheme: Scheme, shape: Shape | None, tensor_shape: Shape | None,
     if first < 0 or last > n_whole:
         msg = f"the chunk's weights {first} to {last} are not within the layer's {n_whole}"
         raise InputValueError(msg, "start counts weights of the whole layer")
-    step = scheme.group if vector else math.prod(axis or 0 for axis in shape[1:])
+    step = math.lcm(scheme.group, scheme.block) if vector else math.prod(axis or 0 for axis in shape[1:])
     if step and (first % step or (last % step and last != n_whole)):
-        msg = f"the chunk's weights {first} to {last} cut a {f'group of {scheme!s}' if vector else 'matrix row'}"
+        msg = (
+            f"the chunk's weights {first} to {last} cut a {f'group or block of {scheme!s}' if vector else 'matrix row'}"
+        )
         raise InputValueError(msg, f"begin and end chunks at multiples of {step}")
 
 

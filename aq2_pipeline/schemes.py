@@ -9,6 +9,7 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from aq2_pipeline import rotations
 from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.families import (
     DEFAULT_GROUP,
@@ -69,6 +70,8 @@ class Scheme:
         What the length of a matrix row must be a multiple of.
     fallback : str
         The scheme that llama.cpp takes for other rows; empty where there is none.
+    rotation : int
+        Weights of the blocks that are rotated, which divide a matrix row; 0 without a rotation.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Scheme:
     input_dtype: str | None = None
     block: int = 1
     fallback: str = ""
+    rotation: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -105,6 +109,8 @@ class Scheme:
         """Return what is wrong with matrix rows of a length, if anything is."""
         if row_length % self.block == 0:
             return None
+        if self.rotation:
+            return rotations.other_rows(self.name, self.rotation, row_length)
         msg = f"{self.name!r} takes rows of a multiple of {self.block} weights, this one has rows of {row_length}"
         if self.fallback in {"", "f16"}:
             return SchemeError(msg, f"store this layer as {self.fallback or 'f32'!r}")
@@ -169,7 +175,8 @@ def _forget() -> None:
 def known_names() -> list[str]:
     """Return a name or more of each family, for messages and pages."""
     groups = ("g32", "g64", "g128", "channel", "tensor")
-    return [f.template.format(group=g) for f in FAMILIES for g in (groups if f.grouped else groups[:1])]
+    plain = [f.template.format(group=g) for f in FAMILIES for g in (groups if f.grouped else groups[:1])]
+    return plain + [f"{f.template.format(group=f'g{g}')}_rot{g}" for f in FAMILIES if f.rotates for g in (64, 128)]
 
 
 def parse(
@@ -207,9 +214,7 @@ def parse(
     >>> parse("int4_g64@bf16").input_dtype
     'bf16'
     """
-    if _truth("rotate", rotate):
-        msg = "no scheme of this version is rotated"
-        raise SchemeError(msg, "leave out rotate=")
+    rotate = _truth("rotate", rotate)
     symmetric = _truth("symmetric", symmetric)
     if isinstance(scheme, Scheme):
         scheme = spelled(scheme)
@@ -218,6 +223,7 @@ def parse(
     else:
         found = _parse_text(_name_of_bits(scheme, group_size, symmetric))
     _check_keywords(found, group_size, symmetric)
+    found = _rotated(found, rotate)
     if method is not None:
         if found.method not in (None, method) and ":" in str(scheme):
             msg = f"method={method!r} contradicts the scheme {scheme!r}"
@@ -293,6 +299,18 @@ def _check_keywords(scheme: Scheme, group_size: int | str | None, symmetric: boo
         raise SchemeError(msg)
 
 
+def _rotated(scheme: Scheme, rotate: bool | None) -> Scheme:  # noqa: FBT001
+    """Return the scheme as the keyword wants it."""
+    if rotate is None or rotate is (scheme.rotation > 0):
+        return scheme
+    if not rotate:
+        msg = f"rotate=False contradicts the scheme {scheme.name!r}"
+        raise SchemeError(msg)
+    rotates = any(family.rotates for family in FAMILIES if family.pattern.fullmatch(scheme.name))
+    name = rotations.named(scheme.name, scheme.group, rotates=rotates)
+    return _parse_text(spelled(replace(scheme, name=name)))
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse_text(text: str) -> Scheme:
     head, at, dtype = text.partition("@")
@@ -315,9 +333,18 @@ def _parse_text(text: str) -> Scheme:
     params = family.params + ((group,) if family.grouped else ())
     method = method or (family.methods[0] if family.methods else "")
     codec = family.others.get(method, family.codec)
-    return Scheme(
+    found = Scheme(
         name, codec, params, family.bit_width, group, method or None, dtype or None, family.block, family.fallback
     )
+    return _in_rotated_blocks(found, match["rotation"], text) if family.rotates and match["rotation"] else found
+
+
+def _in_rotated_blocks(scheme: Scheme, digits: str, text: str) -> Scheme:
+    """Return a scheme of groups behind a rotation."""
+    k = int(digits[:10])  # no number as long is a block
+    rotations.check(k, scheme.group, scheme.codec, text)
+    params = (k, scheme.bit_width, *scheme.params)
+    return replace(scheme, codec=rotations.rotated(scheme.codec), params=params, block=k, rotation=k)
 
 
 def _nearest(name: str) -> str:
@@ -329,7 +356,8 @@ def _nearest(name: str) -> str:
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, known, strict=False))
         return len(list(alike)), difflib.SequenceMatcher(None, name, known).ratio()
 
-    close = sorted(known_names(), key=likeness, reverse=True)[:3]
+    known = (one for one in known_names() if "_rot" in name or "_rot" not in one)
+    close = sorted(known, key=likeness, reverse=True)[:3]
     return f"the closest known names are {', '.join(map(repr, close))}"
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import aq2_pipeline
 import aq2_pipeline.duckdb
 import aq2_pipeline.polars
-from aq2_pipeline import comparing, errors, layout, policy, schemes
+from aq2_pipeline import comparing, errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
 from aq2_pipeline.io import safetensors
 from aq2_pipeline.udfs import duckdb as duckdb_udfs
@@ -198,7 +198,11 @@ def schemes_page() -> str:
                 ("`tensor`", "one group for everything"),
             ],
         )
-        + f"\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; without it "
+        + "\nBehind the names of "
+        + ", ".join(f"`{f.template.replace('{group}', '<group>')}`" for f in schemes.FAMILIES if f.rotates)
+        + ", `_rot<k>` [rotates](../explanation/rotation.md) blocks of k weights first: k is a power of two from 2 to "
+        f"{rotations.MOST} that divides a matrix row. `int4_g64_asym_rot64` is an example.\n"
+        f"\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; without it "
         "binary is `f32`. Other columns know their type and refuse it.\n\n"
         "A matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
         "column. For rank 2 it is the last axis. For more, trailing axes are joined from the last until a row holds "

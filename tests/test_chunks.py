@@ -82,7 +82,11 @@ def test_joined_chunks_are_the_layer(shape, scheme):
 
 
 FAULTS = {
-    "vector in parts of no whole group": (chunk_table(bell(400), [100, 200, 300]), "int4_g128", "0 to 100 cut a group"),
+    "vector in parts of no whole group": (
+        chunk_table(bell(400), [100, 200, 300]),
+        "int4_g128",
+        "0 to 100 cut a group or block",
+    ),
     "vector with one scale": (chunk_table(bell(400), [128]), "int4_channel", "one scale a vector"),
     "matrix with one scale": (one_row(), "int4_tensor", "one scale a tensor"),
     "one scale, only chunk": (one_row(start=None, tensor_shape=None), "int4_tensor", "one scale a tensor"),

@@ -108,6 +108,28 @@ def test_the_other_functions_agree_on_every_engine(n, function):
 
 
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("function", ["quantize", "dequantize", "quantization_error"])
+def test_rotated_schemes_agree_on_every_engine(n, function):
+    """Rotated weights, in every matrix row, are the same everywhere, as are their errors and their refusals."""
+    pool, lengths = bell(4096), (8, 0, 64, None, 136)
+    sizes = [lengths[k % 5] for k in range(n)]
+    weights = column(*(None if size is None else pool[k : k + size] for k, size in enumerate(sizes)))
+    given = shapes(*((4, 16) if size == 64 else None for size in sizes))
+    columns = [weights, "int4_g32_asym_rot8", given]
+    python = BY_NAME["python"]
+    if function == "dequantize":
+        columns = [python.quantize(*columns)]
+    assert_everywhere(python.run(function, *columns), function, *columns)
+
+
+def test_rows_that_no_rotation_divides_fail_everywhere():
+    """Every engine tells the blocks and the row."""
+    for name, text in everywhere("quantize", column(bell(64), bell(40)), "int4_g32_rot16").items():
+        assert isinstance(text, str), name
+        assert "blocks of 16 weights, which do not divide rows of 40" in text, name
+
+
+@pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", ["integers", "names", "both families"])
 def test_a_column_of_schemes_on_every_engine(n, kind):
     """Integers and names may change from row to row; a null one is taken where the weights are null."""

@@ -35,7 +35,8 @@ CODEBOOKS = [
 #: What a search finds is stored, too: a better one is a change of bytes.
 SEARCHED = ["nf4_g64:search", "fp4_g64:search", "fp8_e4m3_channel:search"]
 BLOCKS = [f"{name}:{method}" for name in codecs.BLOCKS for method in ("search", "reference")]
-SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, "f32", "f16", "bf16"]
+ROTATED = ["int4_g32_rot32", "int3_g12_asym_rot64", "nf4_g64_rot64"]
+SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, *ROTATED, "f32", "f16", "bf16"]
 DTYPES = ("f32", "f16", "bf16")
 
 
@@ -57,6 +58,12 @@ def block_rows() -> tuple[pa.Array, pa.Array]:
     return column(*weights), shapes((5, 512), None, (2, 512), None, None)
 
 
+def rotated_rows() -> tuple[pa.Array, pa.Array]:
+    """Return fixed weights whose matrix rows blocks of 64 divide."""
+    weights = [bell(64), bell(1600, 2), bell(5 * 3 * 64, 3), np.full(128, 0.1, np.float32), np.zeros(64, np.float32)]
+    return column(*weights), shapes(None, (5, 320), (5, 3, 64), None, (64,))
+
+
 def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
     """Return the weights as bytes of a dtype."""
     cast = {"f32": lambda w: w, "f16": lambda w: w.astype(np.float16)}
@@ -66,7 +73,7 @@ def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
 
 def fingerprint(name: str, dtype: str) -> dict:
     """Return what is pinned of a scheme on weights that are stored in a dtype."""
-    weights, given = block_rows() if name in BLOCKS else rows()
+    weights, given = block_rows() if name in BLOCKS else rotated_rows() if name in ROTATED else rows()
     quantized = aq2_pipeline.quantize(as_stored(weights, dtype), f"{name}@{dtype}", given).to_pylist()
     data = [row["quantized_data"] for row in quantized]
     numbers = {k: np.concatenate([np.array(row[k], "<f4") for row in quantized]) for k in ("scales", "zero_points")}

@@ -51,6 +51,13 @@ def test_parts_of_a_name(name, bits, group):
         ("int4_g64_asym", {"symmetric": False}, "int4_g64_asym"),
         ("int4_g64", {"method": "minmax"}, "int4_g64"),
         ("int4_g64", {"rotate": False}, "int4_g64"),
+        (4, {"rotate": True}, "int4_g128_rot128"),
+        (4, {"group_size": 64, "symmetric": False, "rotate": True}, "int4_g64_asym_rot64"),
+        ("int4_g64", {"rotate": np.True_}, "int4_g64_rot64"),
+        ("int4_g64:minmax@bf16", {"rotate": True}, "int4_g64_rot64"),
+        ("int4_g64_rot32", {"rotate": True, "group_size": 64, "symmetric": True, "method": "minmax"}, "int4_g64_rot32"),
+        ("int4_g64_asym_rot32", {"symmetric": False}, "int4_g64_asym_rot32"),
+        ("int4_channel_rot128", {"group_size": "channel", "rotate": True}, "int4_channel_rot128"),
     ],
 )
 def test_keywords_are_sugar(scheme, keywords, name):
@@ -68,7 +75,17 @@ def test_keywords_are_sugar(scheme, keywords, name):
         ("int4_tensor", {"group_size": 64}),
         ("f16", {"group_size": 64}),
         ("f16", {"symmetric": False}),
-        (4, {"rotate": True}),
+        ("int4_g64_rot64", {"rotate": False}),
+        ("int4_g64_rot64", {"group_size": 32}),
+        ("int4_g64_rot64", {"symmetric": False}),
+        ("int4_channel", {"rotate": True}),
+        (4, {"group_size": "tensor", "rotate": True}),
+        (4, {"group_size": 96, "rotate": True}),
+        (4, {"group_size": 1, "rotate": True}),
+        (4, {"group_size": 2**14, "rotate": True}),
+        ("f16", {"rotate": True}),
+        ("q4_0", {"rotate": True}),
+        (4, {"rotate": 64}),
         (4, {"method": "unknown"}),
     ],
 )
@@ -95,6 +112,9 @@ def test_bad_widths(bits):
         *("int4_g0", "int4_g064", "int4_g-1", "int4_g", "int4", "int9_g64", "int1_g64", "int4_g64_sym", "int4_group64"),
         *("int\uff14_g64", "int4_g\u0663", "int4_g64_asym_asym", "int4_g64:", "int4_g64:magic", "int4_g64@"),
         *("int4_g64@f8", "int4_g64@bf16:minmax", "f32_g64", "f64", f"int4_g{2**31}", f"int4_g{2**40}"),
+        *("int4_g64_rot", "int4_g64_rot0", "int4_g64_rot1", "int4_g64_rot96", "int4_g64_rot064", "int4_g64_rot16384"),
+        *("int4_g64_rot64_asym", "int4_rot64", "int4_g64_rot64_rot64", "f32_rot64", "q4_0_rot32", "int4_g100_rot8192"),
+        *("int4_g64_rot-64", "int4_g64_rot64 ", "int4_g16384_rot64", "int4_g64_rot" + "9" * 5000),
         "int4_g" + "9" * 5000,
     ],
 )  # fmt: skip
@@ -121,6 +141,14 @@ def test_the_closest_names_are_told(name, close):
         parse(name)
     assert repr(close) in str(caught.value)
     assert repr(name) in str(caught.value)
+
+
+def test_parts_of_a_rotated_name():
+    """The blocks are what the name says, and what divides a matrix row; groups and bits stay those of the name."""
+    scheme = parse("int3_g96_asym_rot64:minmax@bf16")
+    assert (scheme.rotation, scheme.block, scheme.group, scheme.bit_width) == (64, 64, 96, 3)
+    assert (scheme.name, spelled(scheme)) == ("int3_g96_asym_rot64", "int3_g96_asym_rot64:minmax@bf16")
+    assert parse("int3_g96_asym").rotation == 0
 
 
 def test_method_and_input_dtype_are_not_stored():

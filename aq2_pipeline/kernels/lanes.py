@@ -177,6 +177,13 @@ def shared_largest(vector: Any, n: Any) -> Any:
     return np.repeat(vector.reshape(-1, n).max(axis=1), n)
 
 
+def butterfly(vector: Any, n: Any) -> Any:
+    """Return `a + b` in the place of `a` and `a - b` in that of `b`, for lanes `n` apart; `n` is a constant."""
+    lanes = np.arange(vector.size)
+    other = vector[lanes ^ n]
+    return np.where(lanes & n, other - vector, vector + other)
+
+
 # --- what Numba makes of them ----------------------------------------------------------------------------------------
 
 
@@ -515,6 +522,22 @@ def _sharing(combine: Any) -> Any:
     return share
 
 
+@intrinsic(prefer_literal=True)
+def _butterfly(_typing: Any, vector: Any, n: Any) -> Any:
+    if not isinstance(n, types.IntegerLiteral):
+        return None
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        lanes, step, own = range(vector.n), n.literal_value, args[0]
+        shuffled = ir.VectorType(ir.IntType(32), vector.n)
+        other = builder.shuffle_vector(own, own, ir.Constant(shuffled, [k ^ step for k in lanes]))
+        sums, differences = builder.fadd(own, other), builder.fsub(other, own)
+        chosen = ir.Constant(shuffled, [k + vector.n if k & step else k for k in lanes])
+        return builder.shuffle_vector(sums, differences, chosen)
+
+    return vector(vector, n), emit
+
+
 _shared_total = _sharing(_arithmetic("fadd", "add"))
 _shared_largest = _sharing(_chosen(">"))
 _total = _reduction(_arithmetic("fadd", "add"))
@@ -568,6 +591,9 @@ overload(packed)(lambda mask: (lambda mask: _packed(mask)) if _is_vector(mask) e
 overload(unpacked)(lambda bits: lambda bits: _unpacked(bits))
 overload(total)(lambda vector: (lambda vector: _total(vector)) if _is_vector(vector) else None)
 overload(largest)(lambda vector: (lambda vector: _largest(vector)) if _is_vector(vector) else None)
+overload(butterfly, prefer_literal=True)(
+    lambda vector, n: (lambda vector, n: _butterfly(vector, n)) if _is_vector(vector) else None
+)
 overload(shared_total, prefer_literal=True)(
     lambda vector, n: (lambda vector, n: _shared_total(vector, n)) if _is_vector(vector) else None
 )

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from aq2_pipeline.kernels import bits, identity, integer, lanes, moments, packing, rows, widening
+from aq2_pipeline.kernels import bits, grouped, identity, integer, lanes, moments, packing, rotation, rows, widening
+from aq2_pipeline.kernels.blocks import frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows)
+MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows, grouped, frame, rotation)
 
 
 def _is_compiled(value: Any) -> bool:
