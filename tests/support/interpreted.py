@@ -14,7 +14,7 @@ from aq2_pipeline.kernels.blocks import frame
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows, grouped, frame, rotation)
+MODULES = (bits, lanes, vectors, moments, packing, widening, integer, identity, rows, grouped, frame, rotation)
 
 
 def _is_compiled(value: Any) -> bool:
