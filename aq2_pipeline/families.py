@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS
+from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS, SEARCHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +85,12 @@ class Family:
         return "{group}" in self.template
 
 
+def _integers(bits: int, summary: str, *, asymmetric: bool) -> Family:
+    template, others = f"int{bits}_{{group}}{'_asym' * asymmetric}", SEARCHED[bits, asymmetric]
+    codec, methods = INTEGERS[bits, asymmetric], ("minmax", *others)
+    return Family(template, codec, (bits, int(asymmetric)), bits, methods, f"{bits}-bit integers, {summary}", others)
+
+
 def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
     codecs, block = BLOCKS[name], BLOCK_SIZES[name][0]
     return Family(name, codecs["search"], (), bits, tuple(codecs), summary, codecs, block, fallback)
@@ -96,21 +102,8 @@ def _codebook(name: str, bits: int, summary: str) -> Family:
 
 
 FAMILIES: list[Family] = [
-    *(
-        Family(f"int{b}_{{group}}", INTEGERS[b, False], (b, 0), b, ("minmax",), f"{b}-bit integers, one scale a group")
-        for b in WIDTHS
-    ),
-    *(
-        Family(
-            f"int{b}_{{group}}_asym",
-            INTEGERS[b, True],
-            (b, 1),
-            b,
-            ("minmax",),
-            f"{b}-bit integers, scale and zero point",
-        )
-        for b in WIDTHS
-    ),
+    *(_integers(b, "one scale a group", asymmetric=False) for b in WIDTHS),
+    *(_integers(b, "scale and zero point", asymmetric=True) for b in WIDTHS),
     _codebook("nf4", 4, "quantiles of a normal distribution (QLoRA), the largest magnitude as scale"),
     _in_blocks("q4_0", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale"),
     _in_blocks("q4_1", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale and minimum"),

@@ -193,7 +193,8 @@ class Kind(NamedTuple):
     highest : float
         The largest magnitude of a value: whether a product may overflow.
     code_of, value_of, nearest : functions
-        Of 16 lanes: float32 to int32 codes, these to float32, and both in one.
+        Of 16 lanes: float32 to int32 codes, these to float32, and both in one; `value_of` is
+        None where another decoder reads the codes.
     symmetric : bool
         Whether the negative of each value is one, so that one sign of the scale is enough.
     group_at : int
@@ -251,6 +252,14 @@ def method_kernels(codes: Codes, methods: dict[str, Any], unweighted: tuple[str,
     return made
 
 
+def finders(kind: Kind) -> tuple[Codes, dict[str, Any]]:
+    """Return the codes of a kind, and the functions that find their scales: `reference`, `search` and `refit`."""
+    codes = Codes(kind.name, kind.bits, _with_zero(kind.code_of), _with_zero(kind.nearest), kind.group_at)
+    n_candidates = N_CANDIDATES if kind.symmetric else 2 * N_CANDIDATES
+    numbers = {"reference": (0, 0), "search": (n_candidates, N_STEPS), "refit": (0, N_REFITS)}
+    return codes, {method: _finder(kind, codes.nearest, *given) for method, given in numbers.items()}
+
+
 def grouped_kernels(kind: Kind) -> Any:
     """Return the kernels of a kind of code.
 
@@ -260,9 +269,5 @@ def grouped_kernels(kind: Kind) -> Any:
         `decode`, and `encode_<method>` and `error_<method>`, both also with
         `_weighted` behind the methods that search.
     """
-    codes = Codes(kind.name, kind.bits, _with_zero(kind.code_of), _with_zero(kind.nearest), kind.group_at)
-    n_candidates = N_CANDIDATES if kind.symmetric else 2 * N_CANDIDATES
-    numbers = {"reference": (0, 0), "search": (n_candidates, N_STEPS), "refit": (0, N_REFITS)}
-    methods = {method: _finder(kind, codes.nearest, *given) for method, given in numbers.items()}
-    made = method_kernels(codes, methods, unweighted=("reference",))
+    made = method_kernels(*finders(kind), unweighted=("reference",))
     return SimpleNamespace(decode=_decoder(f"{kind.name} decode", kind), **made)

@@ -20,9 +20,7 @@ N_STEPS, N_REFITS = 3, 20
 
 
 @inlined
-def sums_of(
-    nearest: Any, values: Any, importance: Any, first: Any, inverse: Any, zero: Any, staging: Any
-) -> Any:
+def sums_of(nearest: Any, values: Any, importance: Any, first: Any, inverse: Any, zero: Any, staging: Any) -> Any:
     """Return the weighted sums of weight times value and of value squared, for codes by an inverse scale."""
     products, squares = splat(np.float64(0)), splat(np.float64(0))
     for at in range(0, values.size, LANES):

@@ -7,18 +7,20 @@ scale-only variant): least-squares steps from the scale of the largest magnitude
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from aq2_pipeline.kernels import integer
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import ROUND
-from aq2_pipeline.kernels.grouped import Kind, grouped_kernels
+from aq2_pipeline.kernels.grouped import Kind, finders, method_kernels
 from aq2_pipeline.kernels.lanes import maximum, minimum, to
 
 
 def signed_kernels(bits: int) -> Any:
-    """Return the kernels of one width."""
+    """Return the kernels of one width: `encode_<method>` and `error_<method>`, and those for an importance."""
     lowest, highest = np.float32(-(2 ** (bits - 1))), np.float32(2 ** (bits - 1) - 1)
 
     @helper
@@ -29,13 +31,11 @@ def signed_kernels(bits: int) -> Any:
     def code_of(x: Any) -> Any:
         return to(nearest(x) - lowest, np.int32)
 
-    @helper
-    def value_of(codes: Any) -> Any:
-        return to(codes, np.float32) + lowest
-
-    top = float(-lowest)
-    kind = Kind(f"signed{bits}", bits, top - 1, top, code_of, value_of, nearest, symmetric=False, group_at=2)
-    return grouped_kernels(kind)
+    top = -float(lowest)
+    kind = Kind(f"signed{bits}", bits, top - 1, top, code_of, None, nearest, symmetric=False, group_at=2)
+    codes, find = finders(kind)
+    made = method_kernels(codes, {"mse": find["search"], "hqq": find["refit"]})
+    return SimpleNamespace(decode=getattr(integer, f"decode{bits}"), **made)
 
 
 signed2, signed3, signed4, signed5, signed6, signed7, signed8 = map(signed_kernels, range(2, 9))

@@ -23,7 +23,6 @@ from aq2_pipeline.kernels.bits import ROUND, SMALLEST_NORMAL, float_of
 from aq2_pipeline.kernels.grouped import Codes, method_kernels
 from aq2_pipeline.kernels.integer import group_scale
 from aq2_pipeline.kernels.lanes import LANES, largest, magnitude, maximum, minimum, splat, to, total, where
-from aq2_pipeline.kernels.packing import code
 from aq2_pipeline.kernels.powers import power
 from aq2_pipeline.kernels.searches import loss_of, sums_of
 from aq2_pipeline.kernels.staging import finite, shares, staged
@@ -33,11 +32,11 @@ from aq2_pipeline.kernels.staging import finite, shares, staged
 GRIDS = {
     2: (12, 1.1, 0.06, 3),
     3: (10, 1.05, 0.05, 3),
-    4: (10, 1.03, 0.04, 3),
-    5: (8, 1.02, 0.03, 3),
-    6: (8, 1.01, 0.02, 3),
-    7: (6, 1.0, 0.01, 3),
-    8: (6, 1.0, 0.005, 3),
+    4: (12, 1.04, 0.03, 1),
+    5: (14, 1.03, 0.02, 1),
+    6: (16, 1.02, 0.012, 1),
+    7: (16, 1.01, 0.006, 1),
+    8: (16, 1.005, 0.003, 1),
 }
 N_STEPS = 6
 #: `hqq`: turns, the p-norm's p - 1, 1 / beta at first, and by what beta grows in each turn.
@@ -128,9 +127,7 @@ def _least_squares(bits: int) -> tuple[Codes, Any]:
         if scale < 0:
             return np.float32(np.nan), zero
         if scale > 0:
-            return searched(
-                nearest, values, importance, first, scale, zero, float_of(low), grid, top, staging
-            )
+            return searched(nearest, values, importance, first, scale, zero, float_of(low), grid, top, staging)
         return scale, zero
 
     return Codes(f"zero_points{bits}", bits, code_of, nearest, 2, has_zeros=True), find
