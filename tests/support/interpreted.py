@@ -16,14 +16,28 @@ if TYPE_CHECKING:
 MODULES = (bits, lanes, moments, packing, widening, integer, identity, rows)
 
 
+def _is_compiled(value: Any) -> bool:
+    return hasattr(value, "py_func") and hasattr(value, "nopython_signatures")
+
+
+def _interpret_closure(function: Any, patch: pytest.MonkeyPatch) -> None:
+    """Replace what a factory gave a function to call, and what that calls."""
+    for cell in function.__closure__ or ():
+        if _is_compiled(cell.cell_contents):
+            inner = cell.cell_contents.py_func
+            patch.setattr(cell, "cell_contents", inner)
+            _interpret_closure(inner, patch)
+
+
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """Replace every compiled helper by its Python function, for a while."""
+def interpreted(*more: Any) -> Iterator[None]:
+    """Replace every compiled helper by its Python function, for a while; in more modules, too."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in MODULES:
+        for module in (*MODULES, *more):
             for name, value in list(vars(module).items()):
-                if hasattr(value, "py_func") and hasattr(value, "nopython_signatures"):
+                if _is_compiled(value):
                     patch.setattr(module, name, value.py_func)
+                    _interpret_closure(value.py_func, patch)
         yield
 
 
