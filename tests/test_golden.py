@@ -29,7 +29,8 @@ INTEGERS = [
     for group in ("g32", "g128", "channel", "tensor")
     for asym in ("", "_asym")
 ]
-SCHEMES = [*INTEGERS, "f32", "f16", "bf16"]
+SEARCHED = [f"{name}:{method}" for name in ("int3_g32", "int4_g128_asym") for method in ("mse", "hqq")]
+SCHEMES = [*INTEGERS, *SEARCHED, "f32", "f16", "bf16"]
 DTYPES = ("f32", "f16", "bf16")
 
 
@@ -67,14 +68,15 @@ def fingerprint(name: str, dtype: str) -> dict:
         "scales": numbers["scales"].tobytes().hex() if name.endswith(("tensor", "tensor_asym")) else
         hashlib.sha256(numbers["scales"].tobytes()).hexdigest(),
         "first_scales": numbers["scales"][:6].tobytes().hex(),
-        "zero_points": "".join(f"{int(zero):02x}" for zero in numbers["zero_points"]),
+        "zero_points": numbers["zero_points"].tobytes().hex() if name.endswith("hqq") else
+        "".join(f"{int(zero):02x}" for zero in numbers["zero_points"]),
         "decoded": hashlib.sha256(decoded.tobytes()).hexdigest(),
     }  # fmt: skip
 
 
 def path(name: str) -> Path:
     """Return the file of a scheme."""
-    return FOLDER / f"{name}.json"
+    return FOLDER / f"{name.replace(':', '-')}.json"
 
 
 def known() -> dict:

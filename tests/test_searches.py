@@ -24,7 +24,7 @@ def sets():
         "laplace": rng.laplace(size=N),
         "heavy tails": rng.standard_t(3, N) * 40,
         "uniform": rng.uniform(size=N),
-        "negative": -rng.uniform(size=N) ** 2,
+        "negative": -(rng.uniform(size=N) ** 2),
         "constant": np.repeat(bell[::GROUP], GROUP),
         "an outlier": bell * one,
         "zeros": np.zeros(N),
@@ -56,13 +56,14 @@ def losses(w, decoded, importance=None):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", ["int2_g64", "int4_g64", "int8_g64", "int2_g64_asym", "int4_g64_asym", "int8_g64_asym"])
-def test_mse_is_never_worse(name, weighted):
+@pytest.mark.parametrize("scheme", ["int2_g64:mse", "int4_g64:mse", "int8_g64:mse", "int4_g64:hqq",
+                                    "int2_g64_asym:mse", "int4_g64_asym:mse", "int8_g64_asym:mse"])  # fmt: skip
+def test_mse_is_never_worse(scheme, weighted):
     """No group's squared error, with its importance or without, is larger than that of `minmax`."""
-    importance = IMPORTANCE if weighted else None
+    importance, name = IMPORTANCE if weighted else None, scheme.partition(":")[0]
     for kind, w in SETS.items():
         plain, _ = stored(w, name)
-        found, row = stored(w, f"{name}:mse", importance)
+        found, row = stored(w, scheme, importance)
         assert (losses(w, found, importance) <= losses(w, plain, importance) * (1 + 1e-12)).all(), kind
         zeros = np.array(row["zero_points"])
         assert row["scheme"] == name
@@ -80,7 +81,7 @@ def test_mse_is_better(name, gain):
         assert plain > gain * found, kind
 
 
-@pytest.mark.parametrize("name", ["int2_g64", "int4_g64", "int2_g64_asym:mse", "int4_g64_asym:hqq", "int4_g64:hqq"])
+@pytest.mark.parametrize("name", ["int2_g64", "int4_g64", "int2_g64_asym:mse", "int4_g64_asym:hqq"])
 def test_importance_lowers_the_weighted_error(name):
     """With an importance, the error that it weighs is smaller in total than without."""
     scheme = name if ":" in name else f"{name}:mse"
@@ -95,20 +96,23 @@ def hqq(w, bits):
     w, top = w.astype(np.float64).reshape(-1, GROUP), 2**bits - 1
     low, high = np.minimum(w.min(axis=1), 0), np.maximum(w.max(axis=1), 0)
     steps = top / (high - low)
-    found = np.empty_like(w)
+    plain = np.round(low * -steps)
+    found = (np.clip(np.round(w * steps[:, None]) + plain[:, None], 0, top) - plain[:, None]) / steps[:, None]
     for k, row in enumerate(w):
-        s, zero, beta, least = steps[k], -low[k] * steps[k], 10.0, np.inf
+        s, zero, beta, least, best = steps[k], -low[k] * steps[k], 10.0, np.inf, row
         for _ in range(20):
             q = np.clip(np.round(row * s + zero), 0, top)
             decoded = (q - zero) / s
             e = row - decoded
             if np.abs(e).mean() >= least:
                 break
-            least, found[k] = np.abs(e).mean(), decoded
+            least, best = np.abs(e).mean(), decoded
             with np.errstate(divide="ignore"):
                 shrunk = np.sign(e) * np.maximum(np.abs(e) - np.abs(e) ** EXPONENT / beta, 0)
             zero = np.clip((q - (row - shrunk) * s).mean(), 0, top)
             beta *= 1.01
+        if (np.abs(row - best) ** 0.7).sum() < (np.abs(row - found[k]) ** 0.7).sum():
+            found[k] = best
     return found
 
 
@@ -126,12 +130,13 @@ def test_hqq_is_its_formula(kind, bits):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_hqq_lowers_its_norm(bits):
-    """The sum of |error|**0.7 is lower than that of `minmax`; so is the mean error that decides when to stop."""
-    for kind in ("bell", "laplace", "heavy tails", "of all sizes"):
-        w = SETS[kind]
-        sizes = [np.abs(w.reshape(-1, GROUP) - stored(w, f"int{bits}_g64_asym:{m}")[0]) for m in ("minmax", "hqq")]
-        assert (sizes[1] ** 0.7).sum() < (sizes[0] ** 0.7).sum(), kind
-        assert sizes[1].sum() < sizes[0].sum(), kind
+    """The sum of |error|**0.7 is never larger than that of `minmax` in any group, and smaller in total."""
+    for kind, w in SETS.items():
+        grouped = w.astype(np.float64).reshape(-1, GROUP)
+        sizes = [np.abs(grouped - stored(w, f"int{bits}_g64_asym:{m}")[0]) for m in ("minmax", "hqq")]
+        plain, found = ((each**0.7).sum(axis=1) for each in sizes)
+        assert (found <= plain * (1 + 1e-5)).all(), kind
+        assert found.sum() < plain.sum() or kind not in ("bell", "laplace", "heavy tails"), kind
 
 
 @pytest.mark.parametrize("scheme", ["int4_g64:mse", "int4_g64:hqq", "int3_g64_asym:mse", "int4_g64_asym:hqq"])
@@ -189,7 +194,7 @@ def test_rows_and_groups_are_matters_of_their_own():
 def test_methods_are_not_stored():
     """The stored name says no method, so any reader reads it; an unknown one is named with those there are."""
     for name in ("int4_g64", "int4_g64_asym"):
-        assert schemes.parse(name).method is schemes.parse(f"{name}:minmax").method or schemes.parse(name).method
+        assert schemes.parse(name) == schemes.parse(f"{name}:minmax")
         for method in ("minmax", "mse", "hqq"):
             assert stored(SETS["bell"], f"{name}:{method}")[1]["scheme"] == name
         with pytest.raises(SchemeError, match="methods of .*'minmax', 'mse', 'hqq'"):

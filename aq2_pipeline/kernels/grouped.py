@@ -26,7 +26,7 @@ from aq2_pipeline.kernels.bits import INFINITY_BITS, LARGEST, MAGNITUDE, SMALLES
 from aq2_pipeline.kernels.integer import first_bad, group_span
 from aq2_pipeline.kernels.lanes import LANES, local, plus_product, to
 from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_lanes, lanes_of, with_errors
-from aq2_pipeline.kernels.searches import N_CANDIDATES, N_REFITS, N_STEPS, best_scale
+from aq2_pipeline.kernels.searches import GRID, N_REFITS, N_STEPS, best_scale
 from aq2_pipeline.kernels.staging import (
     SPARE,
     codes_at,
@@ -199,6 +199,8 @@ class Kind(NamedTuple):
         Whether the negative of each value is one, so that one sign of the scale is enough.
     group_at : int
         Where in `params` the group size is; the measure of a sliced group follows it.
+    grid : tuple of numbers
+        The scales that `search` tries: see `kernels.searches`.
     """
 
     name: str
@@ -210,10 +212,13 @@ class Kind(NamedTuple):
     nearest: Any
     symmetric: bool
     group_at: int = 0
+    grid: tuple[int, float, float] = GRID
 
 
-def _finder(kind: Kind, nearest: Any, n_candidates: int, n_steps: int) -> Any:
+def _finder(kind: Kind, nearest: Any, n_signs: int, n_steps: int) -> Any:
     """Return the function that finds the scale of a group: 0 if subnormal, NaN if not finite."""
+    n_of_a_sign, smallest, step = kind.grid
+    grid = n_signs * n_of_a_sign, n_of_a_sign, np.float32(smallest), np.float32(step)
     top = np.float32(kind.top)
 
     @helper
@@ -225,7 +230,7 @@ def _finder(kind: Kind, nearest: Any, n_candidates: int, n_steps: int) -> Any:
         elif scale < SMALLEST_NORMAL:
             scale = np.float32(0)
         elif n_steps > 0:
-            scale = best_scale(nearest, values, importance, first, scale, n_candidates, n_steps, staging)
+            scale = best_scale(nearest, values, importance, first, scale, grid, n_steps, staging)
         return scale, np.float32(0)
 
     return find
@@ -255,8 +260,7 @@ def method_kernels(codes: Codes, methods: dict[str, Any], unweighted: tuple[str,
 def finders(kind: Kind) -> tuple[Codes, dict[str, Any]]:
     """Return the codes of a kind, and the functions that find their scales: `reference`, `search` and `refit`."""
     codes = Codes(kind.name, kind.bits, _with_zero(kind.code_of), _with_zero(kind.nearest), kind.group_at)
-    n_candidates = N_CANDIDATES if kind.symmetric else 2 * N_CANDIDATES
-    numbers = {"reference": (0, 0), "search": (n_candidates, N_STEPS), "refit": (0, N_REFITS)}
+    numbers = {"reference": (0, 0), "search": (1 if kind.symmetric else 2, N_STEPS), "refit": (0, N_REFITS)}
     return codes, {method: _finder(kind, codes.nearest, *given) for method, given in numbers.items()}
 
 

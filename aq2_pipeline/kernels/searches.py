@@ -14,8 +14,9 @@ from aq2_pipeline.kernels.bits import SMALLEST_NORMAL
 from aq2_pipeline.kernels.lanes import LANES, plus_product, splat, to, total
 from aq2_pipeline.kernels.staging import finite, staged, staged_importance
 
-#: Scales that a search tries, as parts of the reference's; the least-squares steps that follow, and those of a refit.
-N_CANDIDATES, FIRST, STEP = 12, np.float32(0.62), np.float32(0.04)
+#: Scales that a search tries, as parts of the reference's: how many, the smallest, and the step.
+GRID = 12, 0.62, 0.04
+#: The least-squares steps that follow, and those of a refit.
 N_STEPS, N_REFITS = 3, 20
 
 
@@ -50,16 +51,17 @@ def loss_of(nearest: Any, values: Any, importance: Any, first: Any, scale: Any, 
 
 @inlined
 def best_scale(
-    nearest: Any, values: Any, importance: Any, first: Any, reference: Any, n_candidates: Any, n_steps: Any,
+    nearest: Any, values: Any, importance: Any, first: Any, reference: Any, grid: Any, n_steps: Any,
     staging: Any,
 ) -> Any:  # fmt: skip
-    """Return the best scale of a group: candidates around the reference, the second half negative; then steps."""
+    """Return the best scale of a group: candidates of each sign around the reference, then steps from the best."""
+    n_candidates, n_of_a_sign, smallest, step = grid
     best, gain, zero = reference, np.float64(-1), np.float32(0)
     for k in range(n_candidates + n_steps):
         inverse = np.float32(1) / best
         if k < n_candidates:
-            inverse = np.float32(1) / ((FIRST + STEP * np.float32(k % N_CANDIDATES)) * reference)
-            inverse = -inverse if k >= N_CANDIDATES else inverse
+            inverse = np.float32(1) / ((smallest + step * np.float32(k % n_of_a_sign)) * reference)
+            inverse = -inverse if k >= n_of_a_sign else inverse
         products, squares = sums_of(nearest, values, importance, first, inverse, zero, staging)
         if squares > 0 and products * products > gain * squares:
             scale = np.float32(products / squares)

@@ -7,7 +7,8 @@ zero points beside it too. What is stored is compared with what the range itself
 `hqq` is half-quadratic quantization (H. Badri and A. Shaji, https://mobiusml.github.io/hqq_blog; the numbers are
 those of hqq 0.2.8): the scale is the range's, the zero point is a float, and moves so that the p-norm of the
 errors falls, with p = 0.7. Other than there, a group is a matter of its own: it stops when its own mean error no
-longer falls, and keeps the best zero point, not the last; and its range holds 0, so that the zero point is a code.
+longer falls, keeps the best zero point, not the last, and keeps that of `minmax` where its p-norm is smaller; and
+its range holds 0, so that the zero point is a code, or lies between two.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ GRIDS = {
     8: (16, 1.005, 0.003, 1),
 }
 N_STEPS = 6
-#: `hqq`: turns, the p-norm's p - 1, 1 / beta at first, and by what beta grows in each turn.
-N_TURNS, EXPONENT, FIRST_SHRINKAGE, GROWTH = 20, np.float32(0.7 - 1), np.float32(1 / 10), np.float32(1.01)
+#: `hqq`: p and p - 1; turns, 1 / beta at first, and by what beta grows in each turn.
+NORM, EXPONENT = np.float32(0.7), np.float32(0.7 - 1)
+N_TURNS, FIRST_SHRINKAGE, GROWTH = 20, np.float32(1 / 10), np.float32(1.01)
 #: Smaller errors shrink to 0 in every turn: x**1.3 < 1 / beta, which is 1 / 12.1 at least, for all x < 0.146.
 NOTHING_LEFT = np.float32(0.125)
 
@@ -77,6 +79,20 @@ def half_quadratic(
         best, least, shrinkage = zero, found, shrinkage / GROWTH
         zero = min(max(np.float32(total(zeros) / whole), np.float32(0)), top)
     return best
+
+
+@inlined
+def norm_of(
+    steps: Any, values: Any, importance: Any, first: Any, scale: Any, inverse: Any, zero: Any, staging: Any
+) -> Any:
+    """Return the sum of `|error|**p` of a group stored with a zero point."""
+    found = splat(np.float64(0))
+    for at in range(0, values.size, LANES):
+        x = staged(values, at, staging)
+        e = magnitude(x - finite((steps(x * inverse, zero) - zero) * scale))
+        share = shares(importance, first, values.size, at, staging)
+        found = found + to(power(maximum(e, splat(SMALLEST_NORMAL)), NORM), np.float64) * share
+    return total(found)
 
 
 @inlined
@@ -151,13 +167,16 @@ def _half_quadratic(bits: int) -> tuple[Codes, Any]:
 
     @helper
     def find(values: Any, importance: Any, first: Any, low: Any, high: Any, staging: Any) -> Any:
-        scale, inverse, _ = group_scale(low, high, bits, True)  # noqa: FBT003 - a kernel's argument
+        scale, inverse, whole = group_scale(low, high, bits, True)  # noqa: FBT003 - a kernel's argument
+        zero = np.float32(whole)
         if scale < 0:
-            return np.float32(np.nan), np.float32(0)
-        zero = np.float32(0)
+            return np.float32(np.nan), zero
         if scale > 0:
-            zero = min(max(np.float32(0) - float_of(low) * inverse, np.float32(0)), top)
-            zero = half_quadratic(steps, values, importance, first, scale, inverse, zero, top, staging)
+            free = min(max(np.float32(0) - float_of(low) * inverse, np.float32(0)), top)
+            free = half_quadratic(steps, values, importance, first, scale, inverse, free, top, staging)
+            norm = norm_of(steps, values, importance, first, scale, inverse, free, staging)
+            if norm < norm_of(steps, values, importance, first, scale, inverse, zero, staging):
+                zero = free
         return scale, zero
 
     return Codes(f"float_zero_points{bits}", bits, code_of, nearest, 2, has_zeros=True), find
