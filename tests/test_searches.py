@@ -197,7 +197,7 @@ def test_methods_are_not_stored():
         assert schemes.parse(name) == schemes.parse(f"{name}:minmax")
         for method in ("minmax", "mse", "hqq"):
             assert stored(SETS["bell"], f"{name}:{method}")[1]["scheme"] == name
-        with pytest.raises(SchemeError, match="methods of .*'minmax', 'mse', 'hqq'"):
+        with pytest.raises(SchemeError, match=r"methods of .*'minmax', 'mse', 'hqq'"):
             schemes.parse(f"{name}:awq")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from aq2_pipeline.kernels import _jit
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from numba import types
 from aq2_pipeline.kernels._jit import helper, kernel
 
@@ -40,7 +42,7 @@ def test_the_cache_keeps_a_factorys_functions_apart(tmp_path):
     script.write_text(SCRIPT)
 
     def run(*which: str) -> list[str]:
-        paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+        paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
         done = subprocess.run(
             [sys.executable, script, *which], env=environment, check=True, capture_output=True, text=True

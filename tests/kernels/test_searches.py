@@ -1,4 +1,4 @@
-"""Kernels that search scales and zero points: the same bytes compiled and interpreted, and errors of what they write."""
+"""Kernels that search scales and zero points: compiled as interpreted, and errors of what they write."""
 
 from __future__ import annotations
 
