@@ -13,21 +13,29 @@ from aq2_pipeline.kernels import _jit
 
 SCRIPT = """
 import sys
-from pathlib import Path
+import numpy as np
 from numba import types
 from aq2_pipeline.kernels._jit import helper, kernel
 
 def made(number):
     @helper
-    def inner(x):
-        found = 0
+    def inner(x, y):  # too long to be inlined at each of many calls
+        found = np.float64(y)
         for k in range(x):
-            found = found * number + k
+            found = np.sin(found) * number + np.cos(found) * k + np.exp(-found * found) * (number + k)
+            found = found + np.log(1 + found * found) * np.sqrt(k + number) + np.tanh(found * k)
+            if found > number:
+                found = found / (np.arctan(found) + number) + np.sinh(1 / (1 + found * found))
+            else:
+                found = found * found / (1 + k) + np.cosh(1 / (1 + found * found))
         return found
 
-    @kernel(types.int64(types.int64), f"made {number}")
+    @kernel(types.float64(types.int64), f"made {number}")
     def outer(x):
-        return inner(x) + inner(x + 1)
+        found = 0.0
+        for k in range(x):
+            found = inner(x, found) + inner(k, found) + inner(x + k, found) + inner(3 * k, found) + inner(5 + k, found)
+        return found
 
     return outer
 
