@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["BLOCKS", "BLOCK_SIZES", "CODEBOOKS", "IDENTITY", "INTEGERS", "Codec", "Sizes"]
+__all__ = ["BLOCKS", "BLOCK_SIZES", "CODEBOOKS", "IDENTITY", "INTEGERS", "SEARCHED", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -164,6 +164,19 @@ def _codebook(name: str, bits: int, method: str) -> Codec:
     return codec(method, None if method == "reference" else codec(f"{method}_weighted", None))
 
 
+def _searched(bits: int, method: str, *, asymmetric: bool) -> Codec:
+    """Return the codec of integers whose groups' scales are searched for; each group is one piece, however long."""
+    module, stem = ("zero_points", "asym") if asymmetric else ("signed", "signed")
+
+    def codec(suffix: str, weighted: Codec | None) -> Codec:
+        names = (f"{stem}{bits}.encode_{suffix}", f"{stem}{bits}.decode", f"{stem}{bits}.error_{suffix}")
+        name = f"int{bits}{'_asym' * asymmetric}"
+        module_name = f"aq2_pipeline.kernels.{module}"
+        return Codec(name, module_name, *names, _integer_sizes, _integer_piece, weighted=weighted)
+
+    return codec(method, codec(f"{method}_weighted", None))
+
+
 #: (bits, asymmetric) -> integers of that width.
 INTEGERS = {
     (bits, asymmetric): Codec(
@@ -179,6 +192,11 @@ INTEGERS = {
     )
     for bits in range(2, 9)
     for asymmetric in (False, True)
+}
+#: (bits, asymmetric) -> method -> the integers of that width whose scales, and zero points, it searches for.
+SEARCHED = {
+    (bits, asymmetric): {method: _searched(bits, method, asymmetric=asymmetric) for method in ("mse", "hqq")}
+    for bits, asymmetric in INTEGERS
 }
 IDENTITY = Codec(
     "identity",

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS
+from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS, SEARCHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,13 @@ class Family:
         return "{group}" in self.template
 
 
+def _integers(bits: int, summary: str, *, asymmetric: bool) -> Family:
+    template, others = f"int{bits}_{{group}}{'_asym' * asymmetric}", SEARCHED[bits, asymmetric]
+    codec, methods = INTEGERS[bits, asymmetric], ("minmax", *others)
+    summary = f"{bits}-bit integers, {summary}"
+    return Family(template, codec, (bits, int(asymmetric)), bits, methods, summary, others, rotates=True)
+
+
 def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
     codecs, block = BLOCKS[name], BLOCK_SIZES[name][0]
     return Family(name, codecs["search"], (), bits, tuple(codecs), summary, codecs, block, fallback)
@@ -99,30 +106,8 @@ def _codebook(name: str, bits: int, summary: str) -> Family:
 
 
 FAMILIES: list[Family] = [
-    *(
-        Family(
-            f"int{b}_{{group}}",
-            INTEGERS[b, False],
-            (b, 0),
-            b,
-            ("minmax",),
-            f"{b}-bit integers, one scale a group",
-            rotates=True,
-        )
-        for b in WIDTHS
-    ),
-    *(
-        Family(
-            f"int{b}_{{group}}_asym",
-            INTEGERS[b, True],
-            (b, 1),
-            b,
-            ("minmax",),
-            f"{b}-bit integers, scale and zero point",
-            rotates=True,
-        )
-        for b in WIDTHS
-    ),
+    *(_integers(b, "one scale a group", asymmetric=False) for b in WIDTHS),
+    *(_integers(b, "scale and zero point", asymmetric=True) for b in WIDTHS),
     _codebook("nf4", 4, "quantiles of a normal distribution (QLoRA), the largest magnitude as scale"),
     _codebook("fp4", 4, "E2M1 floats, a sixth of the largest magnitude as scale"),
     _codebook("fp8_e4m3", 8, "E4M3 floats, the largest magnitude at 448"),

@@ -94,6 +94,15 @@ def test_importance_agrees_on_every_engine():
         assert_everywhere(expected, function, weights, "q4_k", given, importance)
 
 
+@pytest.mark.parametrize("scheme", ["int4_g32:mse", "int4_g32_asym:hqq"])
+def test_methods_agree_on_every_engine(scheme):
+    """Searched scales and zero points are the same everywhere, under the name without the method."""
+    weights, given, _, _ = table(2049)
+    expected = BY_NAME["python"].quantize(weights, scheme, given)
+    assert set(expected.field("scheme").drop_null().to_pylist()) == {scheme.partition(":")[0]}
+    assert_everywhere(expected, "quantize", weights, scheme, given)
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("function", ["dequantize", "quantization_error", "weight_stats"])
 def test_the_other_functions_agree_on_every_engine(n, function):

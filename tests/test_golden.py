@@ -33,7 +33,12 @@ CODEBOOKS = [
     f"{name}_{group}" for name in ("nf4", "fp4", "fp8_e4m3", "fp8_e5m2") for group in ("g64", "channel", "tensor")
 ]
 #: What a search finds is stored, too: a better one is a change of bytes.
-SEARCHED = ["nf4_g64:search", "fp4_g64:search", "fp8_e4m3_channel:search"]
+SEARCHED = [
+    *(f"{name}:{method}" for name in ("int3_g32", "int4_g128_asym") for method in ("mse", "hqq")),
+    "nf4_g64:search",
+    "fp4_g64:search",
+    "fp8_e4m3_channel:search",
+]
 BLOCKS = [f"{name}:{method}" for name in codecs.BLOCKS for method in ("search", "reference")]
 ROTATED = ["int4_g32_rot32", "int3_g12_asym_rot64", "nf4_g64_rot64"]
 SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, *ROTATED, "f32", "f16", "bf16"]
@@ -88,7 +93,8 @@ def fingerprint(name: str, dtype: str) -> dict:
         "scales": numbers["scales"].tobytes().hex() if name.endswith(("tensor", "tensor_asym")) else
         hashlib.sha256(numbers["scales"].tobytes()).hexdigest(),
         "first_scales": numbers["scales"][:6].tobytes().hex(),
-        "zero_points": "".join(f"{int(zero):02x}" for zero in numbers["zero_points"]),
+        "zero_points": numbers["zero_points"].tobytes().hex() if name.endswith("hqq") else
+        "".join(f"{int(zero):02x}" for zero in numbers["zero_points"]),
         "decoded": hashlib.sha256(decoded.tobytes()).hexdigest(),
     }  # fmt: skip
 

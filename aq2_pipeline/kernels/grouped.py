@@ -21,168 +21,67 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, inlined, kernel
+from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, LARGEST, MAGNITUDE, SMALLEST_NORMAL, extent, float_of
 from aq2_pipeline.kernels.integer import first_bad, group_span
-from aq2_pipeline.kernels.lanes import (
-    LANES,
-    join,
-    largest,
-    load,
-    load_half,
-    local,
-    maximum,
-    minimum,
-    plus_product,
-    ramp,
-    reinterpreted,
-    splat,
-    store,
-    to,
-    total,
-)
+from aq2_pipeline.kernels.lanes import LANES, largest, local, reinterpreted, store
 from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of, with_exact_errors
-from aq2_pipeline.kernels.packing import eights_of, low_bytes, paired, store_eights
-
-#: Scales that `search` tries, as parts of the reference's; the least-squares steps that follow, and those of `refit`.
-N_CANDIDATES, FIRST, STEP = 12, np.float32(0.62), np.float32(0.04)
-N_STEPS, N_REFITS = 3, 20
-#: Bytes that 16 codes take at the most, and what a store writes beyond.
-SPARE = 2 * LANES
-
-
-@helper
-def staged(values: Any, at: Any, staging: Any) -> Any:
-    """Return 16 values from a place on; behind the last, zeros."""
-    if at + LANES <= values.size:
-        return load(values, at)
-    for j in range(LANES):
-        staging[j] = values[at + j] if at + j < values.size else np.float32(0)
-    return load(staging, 0)
+from aq2_pipeline.kernels.searches import GRID, N_REFITS, N_STEPS, best_scale
+from aq2_pipeline.kernels.staging import (
+    SPARE,
+    codes_at,
+    finite,
+    staged,
+    staged_importance,
+    store_codes,
+    store_floats,
+    without_rest,
+)
 
 
 @helper
-def staged_importance(importance: Any, first: Any, n: Any, at: Any, staging: Any) -> Any:
-    """Return the importance of 16 weights of a group of `n` from a place on; behind the last, zeros."""
-    for j in range(LANES):
-        staging[j] = importance[first + at + j] if at + j < n else np.float32(0)
-    return to(load(staging, 0), np.float64)
-
-
-@inlined
-def store_codes(codes: Any, data: Any, at: Any, bits: Any, n: Any, spare: Any) -> None:
-    """Write 16 codes from value `at` of a group of `n` on; what the last of them leave of a byte is 0."""
-    first = (at >> 3) * bits
-    if at + LANES > n:
-        left = local(LANES, np.int32)
-        store(left, 0, codes)
-        for j in range(n - at, LANES):
-            left[j] = 0
-        store_lanes(load(left, 0), spare, 0, bits)
-        for k in range(data.size - first):
-            data[first + k] = spare[k]
-    else:
-        store_lanes(codes, data, first, bits)
-
-
-@inlined
-def store_lanes(codes: Any, data: Any, first: Any, bits: Any) -> None:
-    """Write 16 codes from a byte on."""
-    if bits == 8:
-        store(data, first, to(codes, np.uint8))
-    elif bits == 4:
-        store(data, first, to(paired(codes, bits), np.uint8))
-    else:
-        store_eights(eights_of(codes, bits), data, first, bits, False)  # noqa: FBT003 - nothing lies behind
-
-
-@helper
-def largest_of(pattern: Any, params: Any, at: Any) -> Any:
-    """Return the bits of the largest magnitude of a group, or of the whole that the caller measured."""
-    low, high = extent(pattern)
+def extent_at(pattern: Any, params: Any, at: Any) -> Any:
+    """Return the bits of (min, max) of a group, or of the whole that the caller measured."""
     if params.size > at + 1:
-        low, high = np.int32(params[at + 1]), np.int32(params[at + 2])
-    return max(high, np.int32(low & MAGNITUDE))
+        return np.int32(params[at + 1]), np.int32(params[at + 2])
+    return extent(pattern)
 
 
-@inlined
-def sums_of(nearest: Any, values: Any, importance: Any, first: Any, inverse: Any, staging: Any) -> Any:
-    """Return the weighted sums of weight times value and of value squared, for codes by an inverse scale."""
-    products, squares = splat(np.float64(0)), splat(np.float64(0))
-    for at in range(0, values.size, LANES):
-        x = staged(values, at, staging)
-        v, wide = to(nearest(x * inverse), np.float64), to(x, np.float64)
-        if importance is None:
-            products, squares = plus_product(products, wide, v), plus_product(squares, v, v)
-        else:
-            w = staged_importance(importance, first, values.size, at, staging)
-            products, squares = products + wide * v * w, squares + v * v * w
-    return total(products), total(squares)
+class Codes(NamedTuple):
+    """What the loops over groups know of codes.
+
+    Attributes
+    ----------
+    name : str
+        What tells them apart in the cache.
+    bits : int
+        Bits a code, 2 to 8.
+    code_of, nearest : functions
+        Of 16 weights in steps of the scale, and the zero point: the codes, int32, and what they
+        decode to in steps, float32.
+    group_at : int
+        Where in `params` the group size is; the measure of a sliced group follows it.
+    has_zeros : bool
+        Whether zero points are stored.
+    """
+
+    name: str
+    bits: int
+    code_of: Any
+    nearest: Any
+    group_at: int
+    has_zeros: bool = False
 
 
-@inlined
-def loss_of(nearest: Any, values: Any, importance: Any, first: Any, scale: Any, staging: Any) -> Any:
-    """Return the weighted squared error of a group stored with a scale."""
-    found, inverse = splat(np.float64(0)), np.float32(1) / scale
-    for at in range(0, values.size, LANES):
-        x = staged(values, at, staging)
-        e = to(x - nearest(x * inverse) * scale, np.float64)
-        if importance is None:
-            found = plus_product(found, e, e)
-        else:
-            found = found + e * e * staged_importance(importance, first, values.size, at, staging)
-    return total(found)
+def encoder(codes: Codes, method: str, find: Any, *, weighted: bool) -> Any:
+    """Return the kernel that encodes.
 
+    `find(values, importance, first, low, high, staging) -> (scale, zero point)` is told a group, its importance
+    (or None) from `first` on, and the bits of its extent; the scale is NaN if these are not finite.
+    """
+    code_of, bits, group_at, has_zeros = codes.code_of, codes.bits, codes.group_at, codes.has_zeros
 
-@inlined
-def searched(
-    nearest: Any,
-    values: Any,
-    importance: Any,
-    first: Any,
-    reference: Any,
-    n_candidates: Any,
-    n_steps: Any,
-    staging: Any,
-) -> Any:
-    """Return the best scale of a group: candidates around the reference, the second half negative; then steps."""
-    best, gain = reference, np.float64(-1)
-    for k in range(n_candidates + n_steps):
-        inverse = np.float32(1) / best
-        if k < n_candidates:
-            inverse = np.float32(1) / ((FIRST + STEP * np.float32(k % N_CANDIDATES)) * reference)
-            inverse = -inverse if k >= N_CANDIDATES else inverse
-        products, squares = sums_of(nearest, values, importance, first, inverse, staging)
-        if squares > 0 and products * products > gain * squares:
-            scale = np.float32(products / squares)
-            if abs(scale) >= SMALLEST_NORMAL:
-                gain, best = products * products / squares, scale
-        elif k >= n_candidates:
-            break
-    found = loss_of(nearest, values, importance, first, best, staging)
-    return best if found < loss_of(nearest, values, importance, first, reference, staging) else reference
-
-
-@inlined
-def scale_of(
-    nearest: Any, values: Any, importance: Any, first: Any, size: Any, top: Any, n_candidates: Any, n_steps: Any,
-    staging: Any,
-) -> Any:  # fmt: skip
-    """Return the scale of a group whose largest magnitude has these bits: 0 if subnormal, NaN if not finite."""
-    scale = float_of(size) / top
-    if size >= INFINITY_BITS:
-        scale = np.float32(np.nan)
-    elif scale < SMALLEST_NORMAL:
-        scale = np.float32(0)
-    elif n_steps > 0:
-        scale = searched(nearest, values, importance, first, scale, n_candidates, n_steps, staging)
-    return scale
-
-
-def _encoder(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: bool) -> Any:
-    code_of, nearest, bits, top, group_at = kind.code_of, kind.nearest, kind.bits, np.float32(kind.top), kind.group_at
-
-    @kernel(ENCODE, name)
+    @kernel(ENCODE, f"{codes.name} encode {method}{'_weighted' * weighted}")
     def encode(
         values: Any, row_length: Any, params: Any, importance: Any, data: Any, scales: Any, zero_points: Any
     ) -> Any:
@@ -194,26 +93,29 @@ def _encoder(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted
             for low in range(start, start + row, group):
                 own = values[low : min(low + group, start + row)]
                 first = low % importance.size if weighted else 0
-                size = largest_of(own.view(np.int32), params, group_at)
-                scale = scale_of(nearest, own, given, first, size, top, n_candidates, n_steps, staging)
+                least, most = extent_at(own.view(np.int32), params, group_at)
+                scale, zero = find(own, given, first, least, most, staging)
                 if np.isnan(scale):
                     return first_bad(own, low)
                 inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
                 stop = at + (own.size * bits + 7) // 8
                 for j in range(0, own.size, LANES):
-                    codes = code_of(staged(own, j, staging) * inverse)
-                    store_codes(codes, data[at:stop], j, bits, own.size, spare)
+                    found = code_of(staged(own, j, staging) * inverse, zero)
+                    store_codes(found, data[at:stop], j, bits, own.size, spare)
                 scales[k] = scale
+                if has_zeros:
+                    zero_points[k] = zero
                 at, k = stop, k + 1
         return -1
 
     return encode
 
 
-def _error(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: bool) -> Any:
-    nearest, top, group_at = kind.nearest, np.float32(kind.top), kind.group_at
+def error(codes: Codes, method: str, find: Any, *, weighted: bool) -> Any:
+    """Return the kernel that sums the errors of what `encoder` writes."""
+    nearest, group_at = codes.nearest, codes.group_at
 
-    @kernel(ERROR, name)
+    @kernel(ERROR, f"{codes.name} error {method}{'_weighted' * weighted}")
     def error(values: Any, position: Any, row_length: Any, params: Any, importance: Any, lanes: Any, sums: Any) -> Any:
         n, held = values.size, wide_lanes_of(lanes)
         row, group = group_span(params[group_at], row_length, n)
@@ -223,14 +125,14 @@ def _error(name: str, kind: Kind, n_candidates: int, n_steps: int, *, weighted: 
             for low in range(start, start + row, group):
                 own = values[low : min(low + group, start + row)]
                 first = low % importance.size if weighted else 0
-                size = largest_of(own.view(np.int32), params, group_at)
-                scale = scale_of(nearest, own, given, first, size, top, n_candidates, n_steps, staging)
+                least, most = extent_at(own.view(np.int32), params, group_at)
+                scale, zero = find(own, given, first, least, most, staging)
                 if np.isnan(scale):
                     return first_bad(own, low)
                 inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
                 for j in range(0, own.size, LANES):
                     x = staged(own, j, staging)
-                    decoded = finite(nearest(x * inverse) * scale)
+                    decoded = without_rest(finite(nearest(x * inverse, zero) * scale), own.size, j, staging)
                     w = staged_importance(importance, first, own.size, j, staging) if weighted else None
                     held = with_exact_errors(held, x, decoded, w)
                     done = position + low + min(j + LANES, own.size)
@@ -286,13 +188,16 @@ class Kind(NamedTuple):
     highest : float
         The largest magnitude of a value: whether a product may overflow.
     code_of, value_of, nearest : functions
-        Of 16 lanes: float32 to int32 codes, these to float32, and both in one.
+        Of 16 lanes: float32 to int32 codes, these to float32, and both in one; `value_of` is
+        None where another decoder reads the codes.
     symmetric : bool
         Whether the negative of each value is one, so that one sign of the scale is enough.
     group_at : int
         Where in `params` the group size is; the measure of a sliced group follows it.
     specials : bool
         Whether some codes, which no weight gets, spell infinities or NaNs.
+    grid : tuple of numbers
+        The scales that `search` tries: see `kernels.searches`.
     """
 
     name: str
@@ -305,6 +210,56 @@ class Kind(NamedTuple):
     symmetric: bool
     group_at: int = 0
     specials: bool = False
+    grid: tuple[int, float, float] = GRID
+
+
+def _finder(kind: Kind, nearest: Any, n_signs: int, n_steps: int) -> Any:
+    """Return the function that finds the scale of a group: 0 if subnormal, NaN if not finite."""
+    n_of_a_sign, smallest, step = kind.grid
+    grid = n_signs * n_of_a_sign, n_of_a_sign, np.float32(smallest), np.float32(step)
+    top = np.float32(kind.top)
+
+    @helper
+    def find(values: Any, importance: Any, first: Any, low: Any, high: Any, staging: Any) -> Any:
+        size = max(high, np.int32(low & MAGNITUDE))
+        scale = float_of(size) / top
+        if size >= INFINITY_BITS:
+            scale = np.float32(np.nan)
+        elif scale < SMALLEST_NORMAL:
+            scale = np.float32(0)
+        elif n_steps > 0:
+            scale = best_scale(nearest, values, importance, first, scale, grid, n_steps, staging)
+        return scale, np.float32(0)
+
+    return find
+
+
+def _with_zero(function: Any) -> Any:
+    """Return a function of weights as one of weights and a zero point, which is none."""
+
+    @helper
+    def ignoring(x: Any, _zero: Any) -> Any:
+        return function(x)
+
+    return ignoring
+
+
+def method_kernels(codes: Codes, methods: dict[str, Any], unweighted: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return `encode_<method>` and `error_<method>`, both also with `_weighted` behind, of functions that find."""
+    made = {}
+    for method, find in methods.items():
+        for weighted in (False,) if method in unweighted else (False, True):
+            told = method + "_weighted" * weighted
+            made[f"encode_{told}"] = encoder(codes, method, find, weighted=weighted)
+            made[f"error_{told}"] = error(codes, method, find, weighted=weighted)
+    return made
+
+
+def finders(kind: Kind) -> tuple[Codes, dict[str, Any]]:
+    """Return the codes of a kind, and the functions that find their scales: `reference`, `search` and `refit`."""
+    codes = Codes(kind.name, kind.bits, _with_zero(kind.code_of), _with_zero(kind.nearest), kind.group_at)
+    numbers = {"reference": (0, 0), "search": (1 if kind.symmetric else 2, N_STEPS), "refit": (0, N_REFITS)}
+    return codes, {method: _finder(kind, codes.nearest, *given) for method, given in numbers.items()}
 
 
 def grouped_kernels(kind: Kind) -> Any:
@@ -316,54 +271,5 @@ def grouped_kernels(kind: Kind) -> Any:
         `decode`, and `encode_<method>` and `error_<method>`, both also with
         `_weighted` behind the methods that search.
     """
-    n_candidates = N_CANDIDATES if kind.symmetric else 2 * N_CANDIDATES
-    made = {"decode": _decoder(f"{kind.name} decode", kind)}
-    for method, search in (("reference", (0, 0)), ("search", (n_candidates, N_STEPS)), ("refit", (0, N_REFITS))):
-        for weighted in (False, True) if search[1] else (False,):
-            told = method + "_weighted" * weighted
-            made[f"encode_{told}"] = _encoder(f"{kind.name} encode {told}", kind, *search, weighted=weighted)
-            made[f"error_{told}"] = _error(f"{kind.name} error {told}", kind, *search, weighted=weighted)
-    return SimpleNamespace(**made)
-
-
-@helper
-def store_floats(decoded: Any, values: Any, at: Any, stop: Any, staging: Any) -> None:
-    """Write 16 floats, or those before `stop`."""
-    if at + LANES <= stop:
-        store(values, at, decoded)
-    else:
-        store(staging, 0, decoded)
-        for j in range(stop - at):
-            values[at + j] = staging[j]
-
-
-@helper
-def finite(decoded: Any) -> Any:
-    """Return products that overflowed as the largest finite floats."""
-    return maximum(minimum(decoded, LARGEST), -LARGEST)
-
-
-@inlined
-def codes_at(data: Any, at: Any, bits: Any, n: Any, spare: Any) -> Any:
-    """Return 16 codes from value `at` of a group of `n` on."""
-    first = (at >> 3) * bits
-    if at + LANES > n:
-        for k in range(2 * bits):
-            spare[k] = data[first + k] if first + k < data.size else np.uint8(0)
-        return lanes_from(spare, 0, bits)
-    return lanes_from(data, first, bits)
-
-
-@inlined
-def lanes_from(data: Any, first: Any, bits: Any) -> Any:
-    """Return 16 codes from a byte on."""
-    mask = np.int32((1 << bits) - 1)
-    if bits == 8:
-        return to(load(data, first), np.int32)
-    if bits == 4:
-        pairs = to(load_half(data, first), np.uint64)
-        return reinterpreted((pairs | (pairs << np.uint64(28))) & np.uint64(0x0000000F0000000F), np.int32)
-    low = ramp() * np.uint64(0) + low_bytes(data, first, bits)
-    high = ramp() * np.uint64(0) + low_bytes(data, first + bits, bits)
-    places = ramp() * np.uint64(bits)
-    return join(to(low >> places, np.int32) & mask, to(high >> places, np.int32) & mask)
+    made = method_kernels(*finders(kind), unweighted=("reference",))
+    return SimpleNamespace(decode=_decoder(f"{kind.name} decode", kind), **made)

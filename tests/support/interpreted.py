@@ -8,13 +8,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from aq2_pipeline.kernels import bits, grouped, identity, integer, lanes, moments, packing, rotation, rows, widening
+from aq2_pipeline.kernels import (
+    bits,
+    grouped,
+    identity,
+    integer,
+    moments,
+    packing,
+    rotation,
+    rows,
+    searches,
+    staging,
+    vectors,
+    widening,
+)
 from aq2_pipeline.kernels.blocks import frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = (bits, lanes, vectors, moments, packing, widening, integer, identity, rows, grouped, frame, rotation)
+MODULES = (
+    bits, vectors, moments, packing, widening, integer, identity, rows, grouped, searches, staging, frame, rotation
+)  # fmt: skip
 
 
 def _is_compiled(value: Any) -> bool:
@@ -32,7 +47,7 @@ def _interpret_closure(function: Any, patch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def interpreted(*more: Any) -> Iterator[None]:
-    """Replace every compiled helper, of more modules too, by its Python function, for a while."""
+    """Replace every compiled helper by its Python function, for a while; in more modules, too."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (*MODULES, *more):
             for name, value in list(vars(module).items()):
