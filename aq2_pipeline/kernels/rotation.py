@@ -36,7 +36,6 @@ from aq2_pipeline.kernels import integer
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel, part
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
 from aq2_pipeline.kernels.blocks.frame import furthest_from_zero
-from aq2_pipeline.kernels.grouped import staged, store_floats
 from aq2_pipeline.kernels.integer import first_bad, group_span
 from aq2_pipeline.kernels.lanes import (
     LANES,
@@ -59,6 +58,7 @@ from aq2_pipeline.kernels.moments import (
     SQUARED_WEIGHT,
     flush_lanes,
 )
+from aq2_pipeline.kernels.staging import staged, store_floats
 
 #: Weights of a block, and of the least that holds whole groups and whole blocks, at the most: 32 KiB of stack.
 MOST = 1 << 13
