@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ import aq2_pipeline.duckdb
 import aq2_pipeline.polars
 from aq2_pipeline import comparing, errors, layout, policy, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
-from aq2_pipeline.io import safetensors
+from aq2_pipeline.io import listing, safetensors
 from aq2_pipeline.udfs import duckdb as duckdb_udfs
 from aq2_pipeline.udfs import pyarrow as pyarrow_udfs
 
@@ -32,7 +31,8 @@ KINDS = {
     "quantized": "the struct that `quantize` returns (see [layout](layout.md#quantized))",
     "scheme": "bits, a name, or a column of either (see [schemes](schemes.md))",
     "shape": "a list of integers a row, whose product is the row's length",
-    "importance": "a list of floats a row; no scheme of this version uses it, so every one refuses it",
+    "importance": "a list of floats a row, one a weight or one an input channel, for schemes that search "
+    "(see [importance](../explanation/formats.md#importance))",
     "text": "a string",
     "integer": "an integer",
 }
@@ -42,10 +42,11 @@ MEANINGS = {
     "scheme": "canonical name; decoding needs nothing but the row",
     "length": "number of weights",
     "row_length": "weights a matrix row, where groups restart; equals `length` where no shape was given",
-    "quantized_data": "codes, packed, little-endian bit order; each group starts on a byte; padding bits are 0",
-    "scales": "one a group; empty for `f32`, `f16`, `bf16`",
+    "quantized_data": "codes, packed, little-endian bit order; each group starts on a byte; padding bits are 0; of a "
+    "block format, its blocks as ggml has them",
+    "scales": "one a group; empty for block formats, whose scales are in the data, and for `f32`, `f16`, `bf16`",
     "zero_points": "one a group of an asymmetric scheme, whole numbers; else empty",
-    "mse": "mean squared error",
+    "mse": "mean squared error; with importance, this and all but `max_abs` and the bits are weighted",
     "rmse": "its square root",
     "max_abs": "largest absolute error",
     "sqnr_db": "10 log10 of the sum of squared weights over the sum of squared errors; +inf without error",
@@ -162,34 +163,81 @@ def signature(function: Any) -> str:
     return str(inspect.Signature(bare))
 
 
-def bits_per_weight(family: schemes.Family) -> str:
-    """Return the cost of a 1024 x 1024 matrix in groups of 128."""
-    scheme = schemes.parse(family.template.format(group="g128"))
-    length = np.array([1 << 20])
-    sizes = scheme.codec.sizes(length, np.array([scheme.row_length((1024, 1024))]), scheme.params)
-    return f"{8 * int(sizes.n_bytes[0]) / int(length[0]):g}"
+def decibels(value: float | None) -> str:
+    """Return a figure; a dash where nothing was measured, or lost."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def family_table(rows: list[dict[str, Any]]) -> str:
+    """Return the schemes that stand for families of the same methods, with a column a method."""
+    methods = rows[0]["methods"] or ("",)
+    size = "block" if rows[0]["block"] else "group"
+    header = ["name", "measured", "bits a code", "bits a weight", *([size] if rows[0][size] else [])]
+    header += [f"SQNR, dB: `{m}`" if m else "SQNR, dB" for m in methods]
+    header += ["for other rows", "what it is"] if size == "block" else ["what it is"]
+    shared = len({row["loaded_by"] for row in rows}) == 1
+    lines = []
+    for row in rows:
+        family = next(f for f in schemes.FAMILIES if f.pattern.fullmatch(row["scheme"]))
+        line = [f"`{family.template.replace('{group}', '<group>')}`", f"`{row['scheme']}`", row["bits"]]
+        line += [f"{row['bits_per_weight']:g}", *([row[size]] if row[size] else [])]
+        line += [decibels(row["sqnr_db_by_method"][m]) for m in methods]
+        line += [f"`{row['fallback']}`"] if size == "block" else []
+        lines.append((*line, row["summary"] if shared else f"{row['summary']}; {row['loaded_by']}"))
+    if all(line[0] == line[1] for line in lines):  # no groups: the name is what was measured
+        header, lines = [header[0], *header[2:]], [(line[0], *line[2:]) for line in lines]
+    return table(tuple(header), lines)
+
+
+def group_table(by_name: dict[str, dict[str, Any]]) -> str:
+    """Return the SQNR of each family with groups, by its default method, in groups of each listed size."""
+    groups = ("g32", "g64", "g128", "channel", "tensor")
+    lines = []
+    for family in schemes.FAMILIES:
+        if family.grouped:
+            figures = (decibels(by_name[family.template.format(group=group)]["sqnr_db"]) for group in groups)
+            lines.append((f"`{family.template.replace('{group}', '<group>')}`", *figures))
+    return table(("name", *(f"`{group}`" for group in groups)), lines)
+
+
+def other_table(by_name: dict[str, dict[str, Any]]) -> str:
+    """Return the listed names that are more than a family and a group; nothing if there are none."""
+    plain = {f.template.format(group=f"g{g}") for f in schemes.FAMILIES for g in (32, 64, 128)}
+    plain |= {f.template.format(group=group) for f in schemes.FAMILIES for group in ("channel", "tensor")}
+    others = [row for name, row in by_name.items() if name not in plain]
+    if not others:
+        return ""
+    methods = others[0]["methods"]
+    lines = [
+        (f"`{row['scheme']}`", f"{row['bits_per_weight']:g}", *(decibels(row["sqnr_db_by_method"][m]) for m in methods))
+        for row in others
+    ]
+    return "\n## With a suffix\n\n" + table(("name", "bits a weight", *(f"SQNR, dB: `{m}`" for m in methods)), lines)
 
 
 def schemes_page() -> str:
     """Return the page of schemes."""
-    rows = [
-        (
-            f"`{f.template.replace('{group}', '<group>')}`",
-            f.bit_width,
-            bits_per_weight(f),
-            ", ".join(f"`{m}`" for m in f.methods) or "-",
-            f.summary,
-        )
-        for f in schemes.FAMILIES
-    ]
-    header = ("name", "bits a code", "bits a weight, groups of 128", "methods, default first", "what it is")
+    by_name = {row["scheme"]: row for row in listing.list_schemes()}
+    names = [scheme for _, rows in listing.sections() for scheme in [[row["scheme"] for row in rows]]]
+    titles = [title for title, _ in listing.sections()]
+    families = "".join(
+        f"\n{title[0].upper() + title[1:]}.\n\n" + family_table([by_name[name] for name in some])
+        for title, some in zip(titles, names, strict=True)
+    )
     dtypes = ", ".join(f"`{d}`" for d in schemes.INPUT_DTYPES)
     return (
         "# Schemes\n\nA scheme is written `<name>[:<method>][@<input dtype>]`. Only the name is stored. "
         f"An integer from {schemes.WIDTHS.start} to {schemes.WIDTHS.stop - 1} is that many bits in groups of "
         f"{schemes.DEFAULT_GROUP}: `4` is `int4_g{schemes.DEFAULT_GROUP}`. Names are exact; case counts.\n\n"
-        + table(header, rows)
-        + "\n`<group>` is\n\n"
+        "[Formats](../explanation/formats.md) says what the methods do and where the layouts are written down. Bits a "
+        "weight are those of a 4096 x 4096 matrix, scales included. SQNR is that of the six matrices "
+        "`encoder.layer.?.output.dense.weight` of all-MiniLM-L6-v2 together, measured by `python docs/quality.py "
+        "--sqnr`; a dash is nothing lost. A higher SQNR is a closer copy of these weights and no more than that: see "
+        "[quality](../explanation/quality.md).\n\n## Families\n"
+        + families
+        + "\nA row that the blocks of a format do not divide is refused. `for other rows` is what llama.cpp stores "
+        "then; what that takes in blocks of 32, too, becomes `f16` if 32 does not divide the row.\n"
+        + "\n## Groups\n\n`<group>` is\n\n"
         + table(
             ("group", "means"),
             [
@@ -198,12 +246,16 @@ def schemes_page() -> str:
                 ("`tensor`", "one group for everything"),
             ],
         )
-        + f"\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; without it "
-        "binary is `f32`. Other columns know their type and refuse it.\n\n"
-        "A matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
+        + "\nSQNR in dB by the default method, as above:\n\n"
+        + group_table(by_name)
+        + "\nA matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
         "column. For rank 2 it is the last axis. For more, trailing axes are joined from the last until a row holds "
         "a group, never with the first axis: a 3 x 3 convolution `[64, 32, 3, 3]` in groups of 128 has matrix rows "
-        "of 288.\n\nThe formulas are in [rounding](../explanation/rounding.md).\n"
+        "of 288.\n"
+        + other_table(by_name)
+        + f"\n## Input dtypes\n\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; "
+        "without it binary is `f32`. Other columns know their type and refuse it.\n\nThe formulas of integers are in "
+        "[rounding](../explanation/rounding.md).\n"
     )
 
 
