@@ -170,22 +170,19 @@ def decibels(value: float | None) -> str:
 
 def family_table(rows: list[dict[str, Any]]) -> str:
     """Return the schemes that stand for families of the same methods, with a column a method."""
-    methods = rows[0]["methods"] or ("",)
-    size = "block" if rows[0]["block"] else "group"
-    header = ["name", "measured", "bits a code", "bits a weight", *([size] if rows[0][size] else [])]
+    methods = rows[0]["sqnr_db_by_method"]
+    in_blocks, grouped = rows[0]["block"] is not None, rows[0]["group"] is not None
+    loaders = len({row["loaded_by"] for row in rows}) > 1
+    header = ["name", *["measured"] * grouped, "bits a code", "bits a weight", *["block"] * in_blocks]
     header += [f"SQNR, dB: `{m}`" if m else "SQNR, dB" for m in methods]
-    header += ["for other rows", "what it is"] if size == "block" else ["what it is"]
-    shared = len({row["loaded_by"] for row in rows}) == 1
+    header += [*["for other rows"] * in_blocks, "what it is", *["loaded by"] * loaders]
     lines = []
     for row in rows:
         family = next(f for f in schemes.FAMILIES if f.pattern.fullmatch(row["scheme"]))
-        line = [f"`{family.template.replace('{group}', '<group>')}`", f"`{row['scheme']}`", row["bits"]]
-        line += [f"{row['bits_per_weight']:g}", *([row[size]] if row[size] else [])]
+        line = [f"`{family.template.replace('{group}', '<group>')}`", *[f"`{row['scheme']}`"] * grouped]
+        line += [row["bits"], f"{row['bits_per_weight']:g}", *[row["block"]] * in_blocks]
         line += [decibels(row["sqnr_db_by_method"][m]) for m in methods]
-        line += [f"`{row['fallback']}`"] if size == "block" else []
-        lines.append((*line, row["summary"] if shared else f"{row['summary']}; {row['loaded_by']}"))
-    if all(line[0] == line[1] for line in lines):  # no groups: the name is what was measured
-        header, lines = [header[0], *header[2:]], [(line[0], *line[2:]) for line in lines]
+        lines.append((*line, *[f"`{row['fallback']}`"] * in_blocks, row["summary"], *[row["loaded_by"]] * loaders))
     return table(tuple(header), lines)
 
 
@@ -207,22 +204,19 @@ def other_table(by_name: dict[str, dict[str, Any]]) -> str:
     others = [row for name, row in by_name.items() if name not in plain]
     if not others:
         return ""
-    methods = others[0]["methods"]
-    lines = [
-        (f"`{row['scheme']}`", f"{row['bits_per_weight']:g}", *(decibels(row["sqnr_db_by_method"][m]) for m in methods))
-        for row in others
-    ]
-    return "\n## With a suffix\n\n" + table(("name", "bits a weight", *(f"SQNR, dB: `{m}`" for m in methods)), lines)
+    lines = []
+    for row in others:
+        figures = ", ".join(f"`{method}` {decibels(figure)}" for method, figure in row["sqnr_db_by_method"].items())
+        lines.append((f"`{row['scheme']}`", f"{row['bits_per_weight']:g}", figures))
+    return "\n## With a suffix\n\n" + table(("name", "bits a weight", "SQNR, dB"), lines)
 
 
 def schemes_page() -> str:
     """Return the page of schemes."""
     by_name = {row["scheme"]: row for row in listing.list_schemes()}
-    names = [scheme for _, rows in listing.sections() for scheme in [[row["scheme"] for row in rows]]]
-    titles = [title for title, _ in listing.sections()]
     families = "".join(
-        f"\n{title[0].upper() + title[1:]}.\n\n" + family_table([by_name[name] for name in some])
-        for title, some in zip(titles, names, strict=True)
+        f"\n{title[0].upper() + title[1:]}.\n\n" + family_table([by_name[row["scheme"]] for row in rows])
+        for title, rows in listing.sections()
     )
     dtypes = ", ".join(f"`{d}`" for d in schemes.INPUT_DTYPES)
     return (
@@ -235,8 +229,8 @@ def schemes_page() -> str:
         "--sqnr`; a dash is nothing lost. A higher SQNR is a closer copy of these weights and no more than that: see "
         "[quality](../explanation/quality.md).\n\n## Families\n"
         + families
-        + "\nA row that the blocks of a format do not divide is refused. `for other rows` is what llama.cpp stores "
-        "then; what that takes in blocks of 32, too, becomes `f16` if 32 does not divide the row.\n"
+        + "\nA matrix row that the blocks of a format do not divide is refused. `for other rows` is what llama.cpp "
+        "takes then, if 32 divides the row, and else `f16`.\n"
         + "\n## Groups\n\n`<group>` is\n\n"
         + table(
             ("group", "means"),

