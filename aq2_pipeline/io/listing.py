@@ -137,7 +137,8 @@ def _line(row: Row, *, with_loaded_by: bool) -> Row:
 
 def _scheme_row(name: str, figures: dict[str, float | None]) -> Row:
     scheme = schemes.parse(name)
-    family = next(family for family in schemes.FAMILIES if family.pattern.fullmatch(name))
+    family, match = next((f, m) for f in schemes.FAMILIES if (m := f.pattern.fullmatch(name)))
+    is_plain = not family.grouped or name == family.template.format(group=match["group"])
     side = -(-SIDE // scheme.block) * scheme.block
     group = {schemes.PER_CHANNEL: "channel", schemes.PER_TENSOR: "tensor"}.get(scheme.group, scheme.group)
     methods = tuple(method for method in family.methods if _is_known(f"{name}:{method}"))
@@ -147,10 +148,10 @@ def _scheme_row(name: str, figures: dict[str, float | None]) -> Row:
         "bits": scheme.bit_width,
         "bits_per_weight": 8 * stored_bytes(scheme, side * side, side) / side**2,
         "group": group if family.grouped else None,
-        "block": family.block if family.block > 1 else None,
+        "block": scheme.block if scheme.block > 1 else None,
         "methods": methods or None,
         "fallback": family.fallback or None,
-        "loaded_by": family.loaded_by or "this package",
+        "loaded_by": (family.loaded_by if is_plain else "") or "this package",
         "sqnr_db": next(iter(by_method.values())),
         "sqnr_db_by_method": by_method,
         "summary": family.summary,
