@@ -63,6 +63,8 @@ class Family:
         The scheme that llama.cpp takes for other rows.
     rotates : bool
         Whether ``_rot<k>`` may follow the name; see `rotations`. The last of `params` is the group then.
+    loaded_by : str
+        Who reads the stored bytes as they are; empty where only this package does.
     """
 
     template: str
@@ -75,6 +77,7 @@ class Family:
     block: int = 1
     fallback: str = ""
     rotates: bool = False
+    loaded_by: str = ""
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -88,30 +91,46 @@ class Family:
         return "{group}" in self.template
 
 
+_REPACKED = "this package; others once repacked"
+_FLOATS = "whatever reads little-endian floats"
+
+
 def _integers(bits: int, summary: str, *, asymmetric: bool) -> Family:
     template, others = f"int{bits}_{{group}}{'_asym' * asymmetric}", SEARCHED[bits, asymmetric]
-    codec, methods = INTEGERS[bits, asymmetric], ("minmax", *others)
+    params, methods = (bits, int(asymmetric)), ("minmax", *others)
     summary = f"{bits}-bit integers, {summary}"
-    return Family(template, codec, (bits, int(asymmetric)), bits, methods, summary, others, rotates=True)
+    return Family(
+        template, INTEGERS[bits, asymmetric], params, bits, methods, summary, others, rotates=True, loaded_by=_REPACKED
+    )
 
 
 def _in_blocks(name: str, bits: int, fallback: str, summary: str) -> Family:
-    codecs, block = BLOCKS[name], BLOCK_SIZES[name][0]
-    return Family(name, codecs["search"], (), bits, tuple(codecs), summary, codecs, block, fallback)
+    codecs, block, loaded_by = BLOCKS[name], BLOCK_SIZES[name][0], "llama.cpp, ggml (GGUF)"
+    return Family(
+        name, codecs["search"], (), bits, tuple(codecs), summary, codecs, block, fallback, loaded_by=loaded_by
+    )
 
 
-def _codebook(name: str, bits: int, summary: str) -> Family:
-    codecs = CODEBOOKS[name]
-    return Family(f"{name}_{{group}}", codecs["reference"], (), bits, tuple(codecs), summary, codecs, rotates=True)
+def _codebook(name: str, bits: int, summary: str, loaded_by: str) -> Family:
+    codecs, template = CODEBOOKS[name], f"{name}_{{group}}"
+    codec, methods = codecs["reference"], tuple(codecs)
+    return Family(
+        template, codec, (), bits, methods, summary, codecs, rotates=True, loaded_by=f"this package; {loaded_by}"
+    )
 
 
 FAMILIES: list[Family] = [
     *(_integers(b, "one scale a group", asymmetric=False) for b in WIDTHS),
     *(_integers(b, "scale and zero point", asymmetric=True) for b in WIDTHS),
-    _codebook("nf4", 4, "quantiles of a normal distribution (QLoRA), the largest magnitude as scale"),
-    _codebook("fp4", 4, "E2M1 floats, a sixth of the largest magnitude as scale"),
-    _codebook("fp8_e4m3", 8, "E4M3 floats, the largest magnitude at 448"),
-    _codebook("fp8_e5m2", 8, "E5M2 floats, the largest magnitude at 57344"),
+    _codebook(
+        "nf4",
+        4,
+        "quantiles of a normal distribution (QLoRA), the largest magnitude as scale",
+        "codes are bitsandbytes', halves of bytes swapped",
+    ),
+    _codebook("fp4", 4, "E2M1 floats, a sixth of the largest magnitude as scale", "codes are OCP's E2M1"),
+    _codebook("fp8_e4m3", 8, "E4M3 floats, the largest magnitude at 448", "codes are OCP's E4M3, torch.float8_e4m3fn"),
+    _codebook("fp8_e5m2", 8, "E5M2 floats, the largest magnitude at 57344", "codes are OCP's E5M2, torch.float8_e5m2"),
     _in_blocks("q4_0", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale"),
     _in_blocks("q4_1", 4, "f16", "ggml: 4-bit integers in blocks of 32, a float16 scale and minimum"),
     _in_blocks("q5_0", 5, "f16", "ggml: 5-bit integers in blocks of 32, a float16 scale"),
@@ -128,7 +147,7 @@ FAMILIES: list[Family] = [
     _in_blocks("nvfp4", 4, "f16", "E2M1 floats, E4M3 scales of 16, in ggml's blocks of 64"),
     _in_blocks("tq1_0", 2, "q4_0", "ggml: ternary, five codes a byte, a float16 scale of 256"),
     _in_blocks("tq2_0", 2, "q4_0", "ggml: ternary in 2 bits, a float16 scale of 256"),
-    Family("f32", IDENTITY, (0,), 32, summary="float32, as it is"),
-    Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504"),
-    Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even"),
+    Family("f32", IDENTITY, (0,), 32, summary="float32, as it is", loaded_by=_FLOATS),
+    Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504", loaded_by=_FLOATS),
+    Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even", loaded_by=_FLOATS),
 ]

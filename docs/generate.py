@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ import aq2_pipeline.duckdb
 import aq2_pipeline.polars
 from aq2_pipeline import comparing, errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
-from aq2_pipeline.io import safetensors
+from aq2_pipeline.io import listing, safetensors
 from aq2_pipeline.udfs import duckdb as duckdb_udfs
 from aq2_pipeline.udfs import pyarrow as pyarrow_udfs
 
@@ -32,7 +31,8 @@ KINDS = {
     "quantized": "the struct that `quantize` returns (see [layout](layout.md#quantized))",
     "scheme": "bits, a name, or a column of either (see [schemes](schemes.md))",
     "shape": "a list of integers a row, whose product is the row's length",
-    "importance": "a list of floats a row; no scheme of this version uses it, so every one refuses it",
+    "importance": "a list of floats a row, one a weight or one an input channel, for schemes that search "
+    "(see [importance](../explanation/formats.md#importance))",
     "text": "a string",
     "integer": "an integer",
 }
@@ -42,10 +42,11 @@ MEANINGS = {
     "scheme": "canonical name; decoding needs nothing but the row",
     "length": "number of weights",
     "row_length": "weights a matrix row, where groups restart; equals `length` where no shape was given",
-    "quantized_data": "codes, packed, little-endian bit order; each group starts on a byte; padding bits are 0",
-    "scales": "one a group; empty for `f32`, `f16`, `bf16`",
+    "quantized_data": "codes, packed, little-endian bit order; each group starts on a byte; padding bits are 0; of a "
+    "block format, its blocks as ggml has them",
+    "scales": "one a group; empty for block formats, whose scales are in the data, and for `f32`, `f16`, `bf16`",
     "zero_points": "one a group of an asymmetric scheme, whole numbers; else empty",
-    "mse": "mean squared error",
+    "mse": "mean squared error; with importance, this and all but `max_abs` and the bits are weighted",
     "rmse": "its square root",
     "max_abs": "largest absolute error",
     "sqnr_db": "10 log10 of the sum of squared weights over the sum of squared errors; +inf without error",
@@ -162,34 +163,75 @@ def signature(function: Any) -> str:
     return str(inspect.Signature(bare))
 
 
-def bits_per_weight(family: schemes.Family) -> str:
-    """Return the cost of a 1024 x 1024 matrix in groups of 128."""
-    scheme = schemes.parse(family.template.format(group="g128"))
-    length = np.array([1 << 20])
-    sizes = scheme.codec.sizes(length, np.array([scheme.row_length((1024, 1024))]), scheme.params)
-    return f"{8 * int(sizes.n_bytes[0]) / int(length[0]):g}"
+def decibels(value: float | None) -> str:
+    """Return a figure; a dash where nothing was measured, or lost."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def family_table(rows: list[dict[str, Any]]) -> str:
+    """Return the schemes that stand for families of the same methods, with a column a method."""
+    methods = rows[0]["sqnr_db_by_method"]
+    in_blocks, grouped = rows[0]["block"] is not None, rows[0]["group"] is not None
+    loaders = len({row["loaded_by"] for row in rows}) > 1
+    header = ["name", *["measured"] * grouped, "bits a code", "bits a weight", *["block"] * in_blocks]
+    header += [f"SQNR, dB: `{m}`" if m else "SQNR, dB" for m in methods]
+    header += [*["for other rows"] * in_blocks, "what it is", *["loaded by"] * loaders]
+    lines = []
+    for row in rows:
+        family = next(f for f in schemes.FAMILIES if f.pattern.fullmatch(row["scheme"]))
+        line = [f"`{family.template.replace('{group}', '<group>')}`", *[f"`{row['scheme']}`"] * grouped]
+        line += [row["bits"], f"{row['bits_per_weight']:g}", *[row["block"]] * in_blocks]
+        line += [decibels(row["sqnr_db_by_method"][m]) for m in methods]
+        lines.append((*line, *[f"`{row['fallback']}`"] * in_blocks, row["summary"], *[row["loaded_by"]] * loaders))
+    return table(tuple(header), lines)
+
+
+def group_table(by_name: dict[str, dict[str, Any]]) -> str:
+    """Return the SQNR of each family with groups, by its default method, in groups of each listed size."""
+    groups = ("g32", "g64", "g128", "channel", "tensor")
+    lines = []
+    for family in schemes.FAMILIES:
+        if family.grouped:
+            figures = (decibels(by_name[family.template.format(group=group)]["sqnr_db"]) for group in groups)
+            lines.append((f"`{family.template.replace('{group}', '<group>')}`", *figures))
+    return table(("name", *(f"`{group}`" for group in groups)), lines)
+
+
+def other_table(by_name: dict[str, dict[str, Any]]) -> str:
+    """Return the listed names that are more than a family and a group; nothing if there are none."""
+    plain = {f.template.format(group=f"g{g}") for f in schemes.FAMILIES for g in (32, 64, 128)}
+    plain |= {f.template.format(group=group) for f in schemes.FAMILIES for group in ("channel", "tensor")}
+    others = [row for name, row in by_name.items() if name not in plain]
+    if not others:
+        return ""
+    lines = []
+    for row in others:
+        figures = ", ".join(f"`{method}` {decibels(figure)}" for method, figure in row["sqnr_db_by_method"].items())
+        lines.append((f"`{row['scheme']}`", f"{row['bits_per_weight']:g}", figures))
+    return "\n## With a suffix\n\n" + table(("name", "bits a weight", "SQNR, dB"), lines)
 
 
 def schemes_page() -> str:
     """Return the page of schemes."""
-    rows = [
-        (
-            f"`{f.template.replace('{group}', '<group>')}`",
-            f.bit_width,
-            bits_per_weight(f),
-            ", ".join(f"`{m}`" for m in f.methods) or "-",
-            f.summary,
-        )
-        for f in schemes.FAMILIES
-    ]
-    header = ("name", "bits a code", "bits a weight, groups of 128", "methods, default first", "what it is")
+    by_name = {row["scheme"]: row for row in listing.list_schemes()}
+    families = "".join(
+        f"\n{title[0].upper() + title[1:]}.\n\n" + family_table([by_name[row["scheme"]] for row in rows])
+        for title, rows in listing.sections()
+    )
     dtypes = ", ".join(f"`{d}`" for d in schemes.INPUT_DTYPES)
     return (
         "# Schemes\n\nA scheme is written `<name>[:<method>][@<input dtype>]`. Only the name is stored. "
         f"An integer from {schemes.WIDTHS.start} to {schemes.WIDTHS.stop - 1} is that many bits in groups of "
         f"{schemes.DEFAULT_GROUP}: `4` is `int4_g{schemes.DEFAULT_GROUP}`. Names are exact; case counts.\n\n"
-        + table(header, rows)
-        + "\n`<group>` is\n\n"
+        "[Formats](../explanation/formats.md) says what the methods do and where the layouts are written down. Bits a "
+        "weight are those of a 4096 x 4096 matrix, scales included. SQNR is that of the six matrices "
+        "`encoder.layer.?.output.dense.weight` of all-MiniLM-L6-v2 together, measured by `python docs/quality.py "
+        "--sqnr`; a dash is nothing lost. A higher SQNR is a closer copy of these weights and no more than that: see "
+        "[quality](../explanation/quality.md).\n\n## Families\n"
+        + families
+        + "\nA matrix row that the blocks of a format do not divide is refused. `for other rows` is what llama.cpp "
+        "takes then, if 32 divides the row, and else `f16`.\n"
+        + "\n## Groups\n\n`<group>` is\n\n"
         + table(
             ("group", "means"),
             [
@@ -198,16 +240,19 @@ def schemes_page() -> str:
                 ("`tensor`", "one group for everything"),
             ],
         )
-        + "\nBehind the names of "
-        + ", ".join(f"`{f.template.replace('{group}', '<group>')}`" for f in schemes.FAMILIES if f.rotates)
-        + ", `_rot<k>` [rotates](../explanation/rotation.md) blocks of k weights first: k is a power of two from 2 to "
+        + "\nBehind the names of integers and codebooks, `_rot<k>` [rotates](../explanation/rotation.md) blocks of k "
+        "weights first: k is a power of two from 2 to "
         f"{rotations.MOST} that divides a matrix row. `int4_g64_asym_rot64` is an example.\n"
-        f"\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; without it "
-        "binary is `f32`. Other columns know their type and refuse it.\n\n"
-        "A matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
+        + "\nSQNR in dB by the default method, as above:\n\n"
+        + group_table(by_name)
+        + "\nA matrix row is where groups restart. Without a shape, and for ranks 0 and 1, it is the whole row of the "
         "column. For rank 2 it is the last axis. For more, trailing axes are joined from the last until a row holds "
         "a group, never with the first axis: a 3 x 3 convolution `[64, 32, 3, 3]` in groups of 128 has matrix rows "
-        "of 288.\n\nThe formulas are in [rounding](../explanation/rounding.md).\n"
+        "of 288.\n"
+        + other_table(by_name)
+        + f"\n## Input dtypes\n\n`@<input dtype>`, one of {dtypes}, says what binary and 16-bit unsigned weights hold; "
+        "without it binary is `f32`. Other columns know their type and refuse it.\n\nThe formulas of integers are in "
+        "[rounding](../explanation/rounding.md).\n"
     )
 
 

@@ -1,9 +1,15 @@
-"""What schemes do to a model that is used: MiniLM's sentence embeddings. `python docs/quality.py` renews the page."""
+"""What schemes do to a model that is used: MiniLM's sentence embeddings. `python docs/quality.py` renews the page.
+
+`python docs/quality.py --sqnr` renews `aq2_pipeline/measured.json`, which has the SQNR of every scheme and method that
+`aq2 schemes --json` lists, on six matrices of that model; with names behind it, of those schemes alone.
+"""
 # ruff: noqa: INP001 - a script
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import sys
 import tempfile
 import zipfile
@@ -15,14 +21,32 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import aq2_pipeline
-from aq2_pipeline import comparing, demo
+from aq2_pipeline import comparing, demo, schemes
+from aq2_pipeline.io import listing
 from aq2_pipeline.io.safetensors import SafetensorsFile
 
 PAGE = Path(__file__).parent / "explanation" / "quality.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
 
+#: The layers whose SQNR `aq2 schemes` shows: six matrices of 384 rows of 1,536 weights, which all blocks divide.
+MEASURED_LAYERS = "encoder.layer.?.output.dense.weight"
+
 #: A scheme is a line here.
 SCHEMES = (
+    "q8_0",
+    "q6_k",
+    "q5_k",
+    "q5_0",
+    "q4_k",
+    "q4_1",
+    "q4_0",
+    "iq4_nl",
+    "iq4_xs",
+    "nvfp4",
+    "mxfp4",
+    "nf4_g64",
+    "q3_k",
+    "q2_k",
     "int8_g128",
     "int6_g64",
     "int5_g64",
@@ -145,34 +169,52 @@ def load(folder: Path) -> tuple[Path, Weights, Encoder]:
     return path, load_file(path), Encoder(tokenizer, config)
 
 
-def decoded(path: Path, weights: Weights, scheme: str, refused: list[str]) -> Weights:
-    """Return the weights with every matrix as the scheme stores it; vectors, and what it refuses, stay float."""
-    names = [tensor.name for tensor in comparing.layers_of(SafetensorsFile(path)) if tensor.name not in refused]
-    matrices = [weights[name] for name in names]
-    rows = aq2_pipeline.dequantize(aq2_pipeline.quantize(matrices, scheme))
-    back = (row.values.to_numpy().reshape(w.shape) for row, w in zip(rows, matrices, strict=True))
-    return {**weights, **dict(zip(names, back, strict=True))}
+def plan(path: Path, scheme: str) -> dict[str, str]:
+    """Return matrix -> its scheme: the one that is asked for or, where rows do not divide, what llama.cpp takes."""
+    told, found = schemes.parse(scheme), {}
+    for tensor in comparing.layers_of(SafetensorsFile(path)):
+        n = told.row_length(tensor.shape)
+        found[tensor.name] = scheme if told.row_error(n) is None else told.fallback
+    return found
 
 
-def figures(schemes: Any = SCHEMES) -> list[dict[str, Any]]:
+def decoded(weights: Weights, chosen: dict[str, str]) -> tuple[Weights, int]:
+    """Return the weights with each matrix as its scheme stores it, the others as they are, and the bytes stored."""
+    found, n_bytes = dict(weights), 0
+    for name, scheme in chosen.items():
+        stored = aq2_pipeline.quantize([weights[name]], scheme)
+        row = stored[0]
+        n_bytes += row["quantized_data"].as_buffer().size + 4 * (len(row["scales"]) + len(row["zero_points"]))
+        found[name] = aq2_pipeline.dequantize(stored)[0].values.to_numpy().reshape(weights[name].shape)
+    return found, n_bytes
+
+
+def figures(names: Any = SCHEMES) -> list[dict[str, Any]]:
     """Return a row a scheme, sorted by bits: what it stores, what it loses, and what becomes of the embeddings."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path, weights, encode = load(Path(folder))
         told = encode(weights, SENTENCES)
-        for scheme in schemes:
-            lost = comparing.compare(path, [scheme]).row(0, named=True)
-            found = encode(decoded(path, weights, scheme, lost["refused"]), SENTENCES)
+        for scheme in names:
+            chosen = plan(path, scheme)
+            back, n_bytes = decoded(weights, chosen)
+            n_weights = sum(weights[name].size for name in chosen)
+            signal = sum(float(np.square(weights[name], dtype=np.float64).sum()) for name in chosen)
+            noise = sum(
+                float(np.square(np.subtract(weights[name], back[name], dtype=np.float64)).sum()) for name in chosen
+            )
+            found = encode(back, SENTENCES)
             cosines = (told * found).sum(axis=1)
+            others = " ".join(sorted(set(chosen.values()) - {scheme}))
             rows.append(
                 {
-                    "scheme": scheme,
-                    "bits a weight": lost["bits_per_weight"],
-                    "SQNR, dB": lost["sqnr_db"],
+                    "scheme": f"{scheme} else {others}" if others else scheme,
+                    "bits a weight": 8 * n_bytes / n_weights,
+                    "SQNR, dB": 10 * math.log10(signal / noise),
                     "mean cosine": float(cosines.mean()),
                     "least cosine": float(cosines.min()),
                     "most a similarity moves": float(np.abs(told @ told.T - found @ found.T).max()),
-                    "matrices": lost["n_layers"],
+                    "matrices": list(chosen.values()).count(scheme),
                 }
             )
     return sorted(rows, key=lambda row: row["bits a weight"])
@@ -186,8 +228,46 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def every_spelling(names: Any) -> list[str]:
+    """Return each scheme of some names with each of its methods."""
+    rows = [row for row in listing.list_schemes() if row["scheme"] in names]
+    return [f"{row['scheme']}:{method}".rstrip(":") for row in rows for method in row["sqnr_db_by_method"]]
+
+
+def sqnr(spellings: Any, path: Path) -> dict[str, float | None]:
+    """Return scheme and method -> the SQNR in decibels, pooled over `MEASURED_LAYERS` of a file; None without error."""
+    found: dict[str, float | None] = {}
+    for spelling in spellings:
+        row = comparing.compare(path, [spelling], layers=MEASURED_LAYERS).row(0, named=True)
+        if row["refused"]:
+            message = f"{spelling} refuses {row['refused']}: {row['reason']}"
+            raise ValueError(message)
+        found[spelling] = round(row["sqnr_db"], 3) if math.isfinite(row["sqnr_db"]) else None
+    return found
+
+
+def write_sqnr(names: list[str]) -> None:
+    """Measure schemes, all that are known unless some are named, and keep the figures in order."""
+    known = schemes.known_names()
+    if unknown := set(names) - set(known):
+        message = f"not listed by `aq2 schemes --json`: {', '.join(sorted(unknown))}"
+        raise SystemExit(message)
+    with tempfile.TemporaryDirectory() as folder:
+        found = sqnr(every_spelling(names or known), demo.extract_model(Path(folder)))
+    figures = listing.measured() | found if names else found
+    about = f"SQNR in dB on {MEASURED_LAYERS} of all-MiniLM-L6-v2, written by docs/quality.py; null: no error"
+    in_order = {spelling: figures[spelling] for spelling in every_spelling(known) if spelling in figures}
+    listing.MEASURED.write_text(json.dumps({"about": about, "sqnr_db": in_order}, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Write the table into the page."""
+    """Write the table into the page, or the figures into the package."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sqnr", nargs="*", metavar="SCHEME", help="renew measured.json; of these schemes, or of all")
+    names = parser.parse_args().sqnr
+    if names is not None:
+        write_sqnr(names)
+        return
     head, rest = PAGE.read_text().split(BEGIN)
     text = head + BEGIN + table(figures()) + END + rest.split(END)[1]
     if PAGE.read_text() != text:

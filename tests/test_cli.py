@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from aq2_pipeline import __version__, cli, demo
+from aq2_pipeline import __version__, cli, demo, schemes
 from aq2_pipeline.io import convert
 
 RNG = np.random.default_rng(9)
@@ -137,12 +138,42 @@ def test_inspect_lists_quantized_layers(model, tmp_path):
 
 
 def test_schemes_have_their_bits():
-    """`schemes` lists each family with the bits that a weight takes."""
+    """`schemes --json` lists schemes with the bits that a weight takes, in whole blocks where there are blocks."""
     rows = {row["scheme"]: row for row in json.loads(aq2("schemes", "--json").stdout)["schemes"]}
     assert rows["int4_g64"]["bits_per_weight"] == 4.5
     assert rows["int4_g32_asym"]["bits_per_weight"] == 6
     assert rows["f32"]["bits_per_weight"] == 32
-    assert all(row["summary"] for row in rows.values())
+    assert (rows["q4_k"]["bits_per_weight"], rows["q6_k"]["bits_per_weight"]) == (4.5, 6.5625)
+    assert all(row["summary"] and row["loaded_by"] for row in rows.values())
+
+
+def test_schemes_say_groups_methods_and_what_was_lost():
+    """Of a scheme `--json` has the group or block, the methods, default first, and the SQNR measured by each."""
+    rows = {row["scheme"]: row for row in json.loads(aq2("schemes", "--json").stdout)["schemes"]}
+    assert [rows[name]["group"] for name in ("int4_g64", "int4_channel", "int4_tensor", "q4_k")] == [
+        64, "channel", "tensor", None,
+    ]  # fmt: skip
+    assert [rows[name]["block"] for name in ("int4_g64", "q4_k", "mxfp4")] == [None, 256, 32]
+    assert rows["mxfp4"]["methods"] == ["search", "reference"] == list(rows["mxfp4"]["sqnr_db_by_method"])
+    assert rows["mxfp4"]["sqnr_db"] == rows["mxfp4"]["sqnr_db_by_method"]["search"]
+    assert rows["f32"]["methods"] is rows["f32"]["sqnr_db"] is None
+    assert rows["q4_k"]["fallback"] == "q5_0"
+    lines = [line.split("\t") for line in aq2("schemes").stdout.splitlines()]
+    piped = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}
+    assert len(piped) == len(schemes.FAMILIES)
+    assert piped["mxfp4"]["methods"] == "search, reference"
+    assert float(piped["mxfp4"]["sqnr_db"]) == pytest.approx(rows["mxfp4"]["sqnr_db"], abs=0.006)
+
+
+def test_terminal_gets_schemes_in_sections(monkeypatch):
+    """On a terminal of 120 columns families with the same methods are a table, and what they share is its title."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", aq2("schemes").stdout)
+    assert "methods: search (default), reference; loaded by llama.cpp, ggml (GGUF)" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    for family in schemes.FAMILIES:
+        assert re.search(rf"^ *{family.template.format(group='g128')} ", shown, re.MULTILINE)
 
 
 def test_terminal_gets_a_table_and_a_bar(model, tmp_path, monkeypatch):

@@ -134,6 +134,22 @@ def test_nothing_is_undocumented():
     assert [name for name in aq2_pipeline.__all__ if name not in everything] == []
 
 
+def test_the_page_of_formats_has_every_format_method_and_fallback():
+    """Each block format and codebook is named, each method explained, and the fallbacks are those of the table."""
+    text = (ROOT / "docs" / "explanation" / "formats.md").read_text()
+    table = [
+        line.split("|")[1:4] for line in text.splitlines() if re.match(r"\| (`|the others).*\| (32|64|256) \|", line)
+    ]
+    told = {
+        name: (int(block), other.strip(" `")) for names, block, other in table for name in re.findall(r"\w+", names)
+    }
+    for family in schemes.FAMILIES:
+        assert family.template.startswith("int") or f"`{family.template.removesuffix('_{group}')}`" in text
+        assert [method for method in family.methods if f"\n| `{method}` |" not in text] == []
+        if family.block > 1:
+            assert told.get(family.template, told["others"]) == (family.block, family.fallback)
+
+
 def test_every_method_of_the_wrapper_is_documented():
     """The public methods of ArrowQuantV2 are named in the how-to guides."""
     guides = "".join(path.read_text() for path in (ROOT / "docs" / "how-to").glob("*.md"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
+from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.io.headers import open_regular
 from aq2_pipeline.io.parquet import QuantizedFile, stored_bytes
 from aq2_pipeline.io.safetensors import SafetensorsFile
@@ -17,13 +21,15 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-__all__ = ["inspect_file", "list_schemes"]
+__all__ = ["inspect_file", "list_families", "list_schemes", "measured", "sections", "shown_name"]
 
 _PARQUET_MAGIC = b"PAR1"
 #: Of `aq2_weight_stats`, those that fit a line.
 _STATS = ("std", "abs_max", "kurtosis", "outlier_ratio", "non_finite")
-#: The side of the matrix that bits per weight are told of.
+#: The side of the matrix that bits per weight are told of, or the next whole number of blocks.
 SIDE = 4096
+#: What schemes lose, as `python docs/quality.py --sqnr` has measured it.
+MEASURED = Path(__file__).parents[1] / "measured.json"
 
 
 def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple[str, list[Row]]:
@@ -78,12 +84,75 @@ def _stored_rows(file: QuantizedFile) -> Iterator[Row]:
         }
 
 
+def measured() -> dict[str, float | None]:
+    """Return scheme, with its method if it has any -> the SQNR in decibels on a model; None without error.
+
+    `docs/quality.py` writes it, and says of which layers.
+    """
+    found: dict[str, float | None] = json.loads(MEASURED.read_text(encoding="utf-8"))["sqnr_db"]
+    return found
+
+
 def list_schemes() -> list[Row]:
-    """Return a row for each known scheme: its name, what it takes, and its family's summary."""
-    rows = []
-    for name in schemes.known_names():
-        scheme = schemes.parse(name)
-        bits = 8 * stored_bytes(scheme, SIDE * SIDE, SIDE) / SIDE**2
-        family = next(family for family in schemes.FAMILIES if family.pattern.fullmatch(name))
-        rows.append({"scheme": name, "bits_per_weight": bits, "summary": family.summary})
-    return rows
+    """Return a row for each known scheme: what it takes, what it loses, and what its family says."""
+    figures = measured()
+    return [_scheme_row(name, figures) for name in schemes.known_names()]
+
+
+def shown_name(family: schemes.Family) -> str:
+    """Return the name that stands for a family's where one line has to do."""
+    return family.template.format(group=f"g{schemes.DEFAULT_GROUP}")
+
+
+def list_families() -> list[Row]:
+    """Return the row of one scheme of each family."""
+    figures = measured()
+    return [_scheme_row(shown_name(family), figures) for family in schemes.FAMILIES]
+
+
+def sections() -> Iterator[tuple[str, list[Row]]]:
+    """Yield families of the same methods, a title and rows with a column a method; what all share is in the title."""
+    for methods, group in itertools.groupby(list_families(), key=operator.itemgetter("methods")):
+        rows = list(group)
+        parts = [f"methods: {methods[0]} (default), {', '.join(methods[1:])}".rstrip(", ")] if methods else []
+        shared = {row["loaded_by"] for row in rows}
+        parts += [f"loaded by {text}" for text in shared if len(shared) == 1]
+        yield "; ".join(parts), [_line(row, with_loaded_by=len(shared) > 1) for row in rows]
+
+
+def _is_known(scheme: str) -> bool:
+    try:
+        schemes.parse(scheme)
+    except SchemeError:  # of what else the name says, the method makes no sense
+        return False
+    return True
+
+
+def _line(row: Row, *, with_loaded_by: bool) -> Row:
+    found = {name: row[name] for name in ("scheme", "bits", "bits_per_weight")}
+    found |= {name: row[name] for name in ("group", "block") if row[name] is not None}
+    found |= {f"{method}_dB".strip("_"): figure for method, figure in row["sqnr_db_by_method"].items()}
+    return found | {name: row[name] for name in ("loaded_by", "summary") if name == "summary" or with_loaded_by}
+
+
+def _scheme_row(name: str, figures: dict[str, float | None]) -> Row:
+    scheme = schemes.parse(name)
+    family, match = next((f, m) for f in schemes.FAMILIES if (m := f.pattern.fullmatch(name)))
+    is_plain = not family.grouped or name == family.template.format(group=match["group"])
+    side = -(-SIDE // scheme.block) * scheme.block
+    group = {schemes.PER_CHANNEL: "channel", schemes.PER_TENSOR: "tensor"}.get(scheme.group, scheme.group)
+    methods = tuple(method for method in family.methods if _is_known(f"{name}:{method}"))
+    by_method = {method: figures.get(f"{name}:{method}".rstrip(":")) for method in methods or ("",)}
+    return {
+        "scheme": name,
+        "bits": scheme.bit_width,
+        "bits_per_weight": 8 * stored_bytes(scheme, side * side, side) / side**2,
+        "group": group if family.grouped else None,
+        "block": scheme.block if scheme.block > 1 else None,
+        "methods": methods or None,
+        "fallback": family.fallback or None,
+        "loaded_by": (family.loaded_by if is_plain else "") or "this package",
+        "sqnr_db": next(iter(by_method.values())),
+        "sqnr_db_by_method": by_method,
+        "summary": family.summary,
+    }
