@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero, store_half
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import load, local, magnitude, maximum, minimum, splat, store, to, transpose, where
 
@@ -132,3 +132,32 @@ def ternary_codes(values: Any, at: Any, inverse: Any, codes: Any) -> None:
         x = load(values, at + i) * inverse
         up = where(x >= _HALF, splat(np.int32(2)), splat(np.int32(1)))
         store(codes, i, to(where(x <= ZERO - _HALF, splat(np.int32(0)), up), np.uint8))
+
+
+def encoders(n_bytes: int, pack: Any) -> dict[str, Any]:
+    """Return method -> what encodes 16 blocks; `pack(codes, data, at)` writes codes, and the scale is behind them."""
+
+    @helper
+    def encode(values: Any, halves: Any, inverses: Any, data: Any) -> Any:
+        codes = local(256, np.uint8)
+        for k in range(16):
+            at = n_bytes * k
+            if not store_half(data, at + n_bytes - 2, halves[k]):
+                return k
+            ternary_codes(values, 256 * k, inverses[k], codes)
+            pack(codes, data, at)
+        return -1
+
+    @helper
+    def reference(values: Any, weights: Any, data: Any) -> Any:
+        halves, inverses = local(16, np.int32), local(16, np.float32)
+        ggml_scales(values, halves, inverses)
+        return encode(values, halves, inverses, data)
+
+    @helper
+    def search(values: Any, weights: Any, data: Any) -> Any:
+        halves, inverses = local(16, np.int32), local(16, np.float32)
+        best_scales(values, weights, halves, inverses)
+        return encode(values, halves, inverses, data)
+
+    return {"search": search, "reference": reference}

@@ -15,10 +15,10 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import half_at, store_half
+from aq2_pipeline.kernels.blocks.columns import half_at
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.ternary import best_scales, ggml_scales, ternary_codes
-from aq2_pipeline.kernels.lanes import load, local, store, to
+from aq2_pipeline.kernels.blocks.ternary import encoders
+from aq2_pipeline.kernels.lanes import load, store, to
 
 BLOCK, N_BYTES, BATCH = 256, 54, 16
 
@@ -38,35 +38,6 @@ def pack(codes: Any, data: Any, at: Any) -> None:
         for digit in range(4):
             number = number * np.int32(3) + np.int32(codes[240 + j + 4 * digit])
         data[at + 48 + j] = np.uint8((number * 768 + 242) // 243)
-
-
-@helper
-def encode(values: Any, halves: Any, inverses: Any, data: Any) -> Any:
-    """Write 16 blocks of given scales."""
-    codes = local(256, np.uint8)
-    for k in range(16):
-        at = N_BYTES * k
-        if not store_half(data, at + N_BYTES - 2, halves[k]):
-            return k
-        ternary_codes(values, 256 * k, inverses[k], codes)
-        pack(codes, data, at)
-    return -1
-
-
-@helper
-def reference(values: Any, weights: Any, data: Any) -> Any:
-    """Encode 16 blocks as ggml's quantize_row_tq1_0_ref."""
-    halves, inverses = local(16, np.int32), local(16, np.float32)
-    ggml_scales(values, halves, inverses)
-    return encode(values, halves, inverses, data)
-
-
-@helper
-def search(values: Any, weights: Any, data: Any) -> Any:
-    """Encode 16 blocks with the least squared error."""
-    halves, inverses = local(16, np.int32), local(16, np.float32)
-    best_scales(values, weights, halves, inverses)
-    return encode(values, halves, inverses, data)
 
 
 @helper
@@ -91,4 +62,4 @@ def decode(data: Any, values: Any) -> Any:
     return -1
 
 
-kernels = block_kernels("tq1_0", BLOCK, N_BYTES, BATCH, {"search": search, "reference": reference}, decode)
+kernels = block_kernels("tq1_0", BLOCK, N_BYTES, BATCH, encoders(N_BYTES, pack), decode)
