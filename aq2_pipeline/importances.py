@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.types as pt
 
-from aq2_pipeline import arrow
+from aq2_pipeline import arrow, schemes
 from aq2_pipeline.errors import InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.pieces import span
 
@@ -101,10 +101,10 @@ class Importance:
 
 def refuse(scheme: Scheme, rows: Any, fail: Callable[[int, Aq2Error], None]) -> None:
     """Fail the rows whose scheme searches for nothing."""
+    msg = f"the scheme {scheme.name!r} cannot use importance"
+    if scheme.rotation:
+        msg += ": a rotation mixes the weights of its blocks"
+    others = ", ".join(map(repr, schemes.heeding_importance(scheme)))
+    hint = "leave importance out, or make it NULL for this row" + (f"; {others} can use it" if others else "")
     for row in rows.tolist():
-        msg = f"the scheme {scheme.name!r} with the method {scheme.method!r} cannot use importance"
-        if scheme.method is None:
-            msg = f"the scheme {scheme.name!r} cannot use importance"
-        if scheme.rotation:
-            msg = f"the scheme {scheme.name!r} cannot use importance: a rotation mixes the weights of its blocks"
-        fail(row, SchemeError(msg, "leave importance out, or make it NULL for this row"))
+        fail(row, SchemeError(msg, hint))

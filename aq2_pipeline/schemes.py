@@ -38,6 +38,7 @@ __all__ = [
     "Family",
     "Scheme",
     "add_family",
+    "heeding_importance",
     "known_names",
     "matrix_row",
     "on_change",
@@ -337,6 +338,14 @@ def _parse_text(text: str) -> Scheme:
         name, codec, params, family.bit_width, group, method or None, dtype or None, family.block, family.fallback
     )
     return _in_rotated_blocks(found, match["rotation"], text) if family.rotates and match["rotation"] else found
+
+
+def heeding_importance(scheme: Scheme) -> list[str]:
+    """Return the names, with methods, under which an importance is heeded in a scheme's format."""
+    family = next((f for f in FAMILIES if f.pattern.fullmatch(scheme.name)), None)
+    if family is None or scheme.rotation:
+        return []
+    return [f"{scheme.name}:{method}" for method, codec in family.others.items() if codec.weighted is not None]
 
 
 def _in_rotated_blocks(scheme: Scheme, digits: str, text: str) -> Scheme:
