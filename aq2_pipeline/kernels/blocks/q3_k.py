@@ -169,7 +169,7 @@ def surely_better(columns: Any, fits: Any, error: Any) -> Any:
 
     ggml fits scales to errors times squared weights. With the codes of the best
     scales, those fits lose `theirs` more than the best ones. What is found loses but a
-    quarter of that, and next to nothing.
+    quarter of that, and next to nothing, and no sub-block decides alone.
     """
     scales, squares, gain = fits
     inverse, (low, high, _, _) = inverse_or_zero(scales), BOUNDS
@@ -179,10 +179,11 @@ def surely_better(columns: Any, fits: Any, error: Any) -> Any:
         q, w = within(x * inverse, low, high), x * x
         xx, xq, qq = xx + w, xq + w * x * q, qq + w * q * q
     off = scales - xq * inverse_or_zero(qq)
-    xx = shared_total(xx, 16)
-    least, theirs = xx - shared_total(gain, 16), shared_total(off * off * squares, 16)
-    near = np.float32(1.015) * least - np.float32(2.0**-16) * xx  # less than what the difference may have lost
-    return lane(error, 0) < lane(minimum(near, least + np.float32(0.25) * theirs), 0)
+    most, least = largest(xx - gain), shared_total(xx - gain, 16)
+    xx, theirs = shared_total(xx, 16), shared_total(off * off * squares, 16)
+    near = np.float32(1.0125) * least - np.float32(2.0**-16) * xx  # less than what the difference may have lost
+    spread = most < np.float32(0.25) * lane(least, 0)
+    return spread and lane(error, 0) < lane(minimum(near, least + np.float32(0.25) * theirs), 0)
 
 
 @helper
