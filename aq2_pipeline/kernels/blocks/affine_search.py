@@ -21,10 +21,11 @@ from aq2_pipeline.kernels.blocks.affine_supers import keep, whole_largest, whole
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
 from aq2_pipeline.kernels.blocks.rounding import clamped_bits, code_bits, nearest_code
 from aq2_pipeline.kernels.halves import rounded_to_half
-from aq2_pipeline.kernels.lanes import LANES, load, maximum, minimum, reinterpreted, splat, store, to, where
+from aq2_pipeline.kernels.lanes import LANES, load, magnitude, maximum, minimum, reinterpreted, splat, store, to, where
 
 _INFINITE = np.float32(np.inf)
 _TINY = np.float32(1e-30)
+_ROUNDING = np.float32(2.0**-20)
 _LEAST_HALF = np.float32(2.0**-24)
 
 
@@ -104,36 +105,49 @@ def keep_better(found: Any, error: Any, trial: Any, trial_error: Any) -> Any:
 
 
 @helper
-def searched_fits(columns: Any, importance: Any, sums: Any, start: Any, largest: Any, grid: Any) -> Any:
+def burden_of(extent: Any, sum_w: Any, steps: Any, n_lanes: Any) -> Any:
+    """Return what the squares of a scale and a minimum cost other sub-blocks: 0, except for the one of largest extent.
+
+    Its steps are those of all, which loses them up to `step**2 / 12` a weight. What a few outliers, fitted
+    well in several ways, gain by a larger scale is often less. Measured: a quarter of that is best.
+    """
+    burden = whole_total(sum_w, n_lanes) / (np.float32(48) * steps * steps)
+    return where(extent == whole_largest(extent, n_lanes), burden, splat(ZERO))
+
+
+@helper
+def better_fit(best: Any, codes: Any, sums: Any, burden: Any) -> Any:
+    """Return worth, scale, minimum, gain and sums of the better one: what was best, or what fits other codes."""
+    _, _, sum_w, inverse_w, sum_x = sums
+    scale, low, gain = fitted(codes, sum_w, inverse_w, sum_x)
+    worth = gain - burden * (scale * scale + low * low)
+    better = worth > best[0] + magnitude(best[0]) * _ROUNDING
+    fit = where(better, worth, best[0]), where(better, scale, best[1]), where(better, low, best[2])
+    kept = where(better, codes[0], best[4][0]), where(better, codes[1], best[4][1]), where(better, codes[2], best[4][2])
+    return fit[0], fit[1], fit[2], maximum(gain, best[3]), kept
+
+
+@helper
+def searched_fits(columns: Any, importance: Any, sums: Any, start: Any, largest: Any, grid: Any, burden: Any) -> Any:
     """Return the scale that fits best, of a start or a grid, its gain, and the sums of its codes."""
-    low, high, sum_w, inverse_w, sum_x = sums
+    low, high, _, _, _ = sums
     shrink, shrink_step, n_shrinks, shift, n_shifts, n_rounds = grid
-    per_range = ONE / maximum(high - low, splat(_TINY))
-    scale, least, q1, q2, xq = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-    best = splat(np.float32(-1))
+    per_range, zero = ONE / maximum(high - low, splat(_TINY)), splat(ZERO)
+    best = splat(ZERO - LARGEST), zero, zero, splat(ZERO - ONE), (zero, zero, zero)
     if start is not None:
         inverse = inverse_or_zero(start[0])
-        q1, q2, xq = code_sums(columns, importance, inverse, start[1] * inverse, largest)
-        scale, least, best = fitted((q1, q2, xq), sum_w, inverse_w, sum_x)
+        best = better_fit(best, code_sums(columns, importance, inverse, start[1] * inverse, largest), sums, burden)
     for k in range(n_shrinks):
         stretch = np.float32(shrink) + np.float32(shrink_step) * np.float32(k)
         inverse = per_range * (largest + stretch)
         base = ZERO - low * inverse - stretch * np.float32(0.5)
         for j in range(n_shifts):
             offset = base + np.float32(shift) * np.float32(np.float32(j) - np.float32(0.5) * np.float32(n_shifts - 1))
-            codes = code_sums(columns, importance, inverse, offset, largest)
-            s, m, gain = fitted(codes, sum_w, inverse_w, sum_x)
-            better = gain > best
-            best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
-            q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
+            best = better_fit(best, code_sums(columns, importance, inverse, offset, largest), sums, burden)
     for _ in range(n_rounds):
-        inverse = inverse_or_zero(scale)
-        codes = code_sums(columns, importance, inverse, least * inverse, largest)
-        s, m, gain = fitted(codes, sum_w, inverse_w, sum_x)
-        better = gain > best
-        best, scale, least = where(better, gain, best), where(better, s, scale), where(better, m, least)
-        q1, q2, xq = where(better, codes[0], q1), where(better, codes[1], q2), where(better, codes[2], xq)
-    return scale, best, (q1, q2, xq)
+        inverse = inverse_or_zero(best[1])
+        best = better_fit(best, code_sums(columns, importance, inverse, best[2] * inverse, largest), sums, burden)
+    return best[1], best[3], best[4]
 
 
 @helper
@@ -208,7 +222,8 @@ def search_affine(columns: Any, importance: Any, start: Any, setup: Any, found: 
     least, high, sum_w, sum_x, sum_xx = lane_sums(columns, importance)
     low, inverse_w = minimum(least, splat(ZERO)), inverse_or_zero(sum_w)
     sums = (low, high, sum_w, inverse_w, sum_x)
-    scale, gain, codes = searched_fits(columns, importance, sums, start, largest, grid)
+    burden = burden_of(high - low, sum_w, np.float32(step_max), n_lanes)
+    scale, gain, codes = searched_fits(columns, importance, sums, start, largest, grid, burden)
     spread = codes[1] - codes[0] * codes[0] * inverse_w
     d = best_step(scale, spread, np.float32(step_max), n_lanes, tries)
     scales = nearest_code(scale / d, code_bits(steps))

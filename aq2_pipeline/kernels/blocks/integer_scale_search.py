@@ -47,15 +47,31 @@ def within(x: Any, low: Any, high: Any) -> Any:
 
 
 @helper
-def sums_of(columns: Any, weights: Any, inverse: Any, low: Any, high: Any) -> Any:
-    """Return the sums of weight times code and of code squared, of the codes that are nearest."""
-    xq, qq = splat(ZERO), splat(ZERO)
+def with_codes(sums: Any, x: Any, q: Any, w: Any) -> Any:
+    """Return the sums of weight times code and of code squared with one weight of each sub-block more."""
+    wq = q if w is None else q * w
+    return sums[0] + x * wq, sums[1] + q * wq
+
+
+@helper
+def two_sums(columns: Any, weights: Any, first: Any, second: Any, low: Any, high: Any) -> Any:
+    """Return the sums of the codes that are nearest with two inverses: at once, for fewer loads."""
+    one, two = (splat(ZERO), splat(ZERO)), (splat(ZERO), splat(ZERO))
     for i in range(0, 256, 16):
-        x = load(columns, i)
-        q = within(x * inverse, low, high)
-        wq = q if weights is None else q * load(weights, i)
-        xq, qq = xq + x * wq, qq + q * wq
-    return xq, qq
+        x, w = load(columns, i), None if weights is None else load(weights, i)
+        one = with_codes(one, x, within(x * first, low, high), w)
+        two = with_codes(two, x, within(x * second, low, high), w)
+    return one, two
+
+
+@helper
+def better_fit(best: Any, sums: Any, guess: Any) -> Any:
+    """Return scale, sum of squares of codes, and gain of the better one: what was best, or what fits other codes."""
+    xq, qq = sums
+    scale = where(qq > ZERO, xq / maximum(qq, splat(_SMALL)), guess)
+    gain = scale * xq
+    better = gain > best[2]
+    return where(better, scale, best[0]), where(better, qq, best[1]), where(better, gain, best[2])
 
 
 @helper
@@ -82,20 +98,21 @@ def error_of(columns: Any, weights: Any, scales: Any, low: Any, high: Any) -> An
 
 
 @helper
-def fitted_scales(columns: Any, weights: Any, end: Any, low: Any, high: Any, first: Any, step: Any, n: Any) -> Any:
-    """Return the best of `n` scales, not yet integers: that which fits the codes of a guess.
+def fitted_scales(columns: Any, weights: Any, end: Any, bounds: Any, start: Any, step: Any, n: Any) -> Any:
+    """Return the best of `n` scales, not yet integers, the sum of their codes squared, and what they lessen the error.
 
-    A guess divides the weight furthest from zero by `low` plus `first`, one more `step` and so on.
+    A guess divides the weight furthest from zero by the least code plus `start`, one more `step` and so on; its
+    codes have a scale that fits them best.
     """
+    low, high, _, _ = bounds
     end = where(magnitude(end) < _SMALL, splat(_SMALL), end)
-    best, found = splat(ZERO - ONE), splat(ZERO)
-    for k in range(n):
-        guess = low + first + step * np.float32(k)
-        xq, qq = sums_of(columns, weights, guess / end, low, high)
-        scale = where(qq > ZERO, xq / maximum(qq, splat(_SMALL)), end / guess)
-        better = scale * xq > best
-        found, best = where(better, scale, found), where(better, scale * xq, best)
-    return found
+    inverse, best = ONE / end, (splat(ZERO), splat(ZERO), splat(ZERO - ONE))
+    for k in range(0, n, 2):
+        first = low + np.float32(start) + np.float32(step) * np.float32(k)
+        second = first + np.float32(step)
+        one, two = two_sums(columns, weights, first * inverse, second * inverse, low, high)
+        best = better_fit(better_fit(best, one, end / first), two, end / second)
+    return best
 
 
 @helper
@@ -107,6 +124,21 @@ def common_scale(scales: Any, room: Any, scale_low: Any) -> Any:
     d = rounded_to_half(most * room / scale_low)
     d = where(magnitude(d) < LEAST_HALF, splat(LEAST_HALF), d)
     return where(positive, d, ZERO - d)
+
+
+@helper
+def finest_scale(scales: Any, squares: Any, bounds: Any, step: Any, n: Any) -> Any:
+    """Return that `d` among `n`, of ever more room for the largest scale, whose multiples fit all best."""
+    _, _, scale_low, scale_high = bounds
+    exact = scales / common_scale(scales, ONE, scale_low)
+    found, least = splat(ONE), splat(_FAR)
+    for k in range(n):
+        room = ONE + np.float32(step) * np.float32(k)
+        fewer = exact * (ONE / room)
+        off = (fewer - minimum(maximum(nearest(fewer), scale_low), scale_high)) * room
+        error = shared_total(off * off * squares, 16)
+        found, least = where(error < least, splat(room), found), minimum(error, least)
+    return common_scale(scales, found, scale_low)
 
 
 @helper
@@ -132,14 +164,13 @@ def nearby_scales(columns: Any, weights: Any, d: Any, scales: Any, bounds: Any, 
 
 
 @helper
-def searched_scales(columns: Any, weights: Any, start: Any, bounds: Any, room: Any, reach: Any) -> Any:
-    """Return `d` in every lane, the integer scales, and the squared error of the block in every lane.
+def searched_scales(columns: Any, weights: Any, start: Any, d: Any, bounds: Any, reach: Any) -> Any:
+    """Return `d`, the integer scales, and the squared error of the block in every lane.
 
     `start` are scales that are not yet integers, `bounds` the least and the largest
-    code and scale; the others are what `common_scale` and `nearby_scales` take.
+    code and scale; `reach` is what `nearby_scales` takes.
     """
     _, _, scale_low, scale_high = bounds
-    d = common_scale(start, room, scale_low)
     scales = minimum(maximum(nearest(start / d), scale_low), scale_high)
     scales, least = nearby_scales(columns, weights, d, scales, bounds, reach)
     return d, scales, shared_total(least, 16)

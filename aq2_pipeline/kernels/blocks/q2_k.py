@@ -62,9 +62,9 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
 @helper
 def search_from(columns: Any, importance: Any, found: Any, trial: Any, emphasis: Any, kept: Any) -> None:
     """Find scales and minima; ggml's are tried only where they may be better, for they are rarely."""
-    setup = (3, 15, 16, (-0.6, 0.35, 5, 0.3, 3, 1), (0.7, 0.04, 15), 2, 1)
+    setup = (3, 15, 16, (0.8, -0.35, 5, 0.3, 3, 1), (0.7, 0.04, 15), 2, 1)
     unsure, error = search_affine(columns, importance, None, setup, found, trial)
-    if largest(unsure) > 0:
+    if importance is not None or largest(unsure) > 0:
         codes = local(256, np.float32)
         start = reference_fit(columns, 3, -0.5, 15, 1, emphasis, codes, kept)
         rounded_as_ggml(start[0], start[1], 16, 15, trial)

@@ -16,7 +16,13 @@ from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, half_at, store_half, turn_16
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.integer_scale_search import better_of, encode_nearest, searched_scales, within
+from aq2_pipeline.kernels.blocks.integer_scale_search import (
+    better_of,
+    common_scale,
+    encode_nearest,
+    searched_scales,
+    within,
+)
 from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import lane, largest, load, local, magnitude, splat, store, to, where
@@ -143,7 +149,9 @@ def encode_searched(values: Any, columns: Any, weights: Any, data: Any) -> Any:
     """Encode a block; weights are turned, too."""
     codes, end = local(256, np.uint8), furthest(columns)
     # measured on MiniLM: room for 6 %, and 16 scales about a code of 30.5 for the weight furthest from zero
-    found = searched_scales(columns, weights, end / np.float32(-30.5), BOUNDS, np.float32(1.06), 7)
+    start = end / np.float32(-30.5)
+    d = common_scale(start, np.float32(1.06), BOUNDS[2])
+    found = searched_scales(columns, weights, start, d, BOUNDS, 7)
     bits, others = stored(least_squares_scales(columns, end)[0])
     d, integers, bits = better_of(columns, weights, found, bits, others, BOUNDS)
     encode_nearest(values, d * integers, BOUNDS[0], BOUNDS[1], codes)
