@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["BLOCKS", "BLOCK_SIZES", "CODEBOOKS", "IDENTITY", "INTEGERS", "SEARCHED", "Codec", "Sizes"]
+__all__ = ["BLOCKS", "BLOCK_SIZES", "CODEBOOKS", "IDENTITY", "INTEGERS", "NVFP4_TENSOR", "SEARCHED", "Codec", "Sizes"]
 
 
 class Sizes(NamedTuple):
@@ -177,6 +177,22 @@ def _searched(bits: int, method: str, *, asymmetric: bool) -> Codec:
     return codec(method, codec(f"{method}_weighted", None))
 
 
+def _nvfp4_tensor_sizes(lengths: Ints, row_lengths: Ints, _params: tuple[int, ...]) -> Sizes:
+    n_bytes = np.where(row_lengths % 16, -1, lengths // 16 * 9)
+    return Sizes(n_bytes, np.minimum(lengths, 1), np.zeros_like(lengths))
+
+
+def _nvfp4_tensor(method: str) -> Codec:
+    """Return the codec of one way to find the codes; what comes with importance is one piece, however long."""
+
+    def codec(suffix: str, measure: str | None, weighted: Codec | None) -> Codec:
+        module, names = "aq2_pipeline.kernels.nvfp4_tensor", (f"kernels.encode_{suffix}", "kernels.decode")
+        error, sizes = f"kernels.error_{suffix}", _nvfp4_tensor_sizes
+        return Codec("nvfp4_tensor", module, *names, error, sizes, lambda *_: 0, measure, weighted=weighted)
+
+    return codec(method, "measure", None if method == "reference" else codec(f"{method}_weighted", None, None))
+
+
 #: (bits, asymmetric) -> integers of that width.
 INTEGERS = {
     (bits, asymmetric): Codec(
@@ -231,6 +247,8 @@ BLOCKS = {
     name: {method: _in_blocks(name, *sizes, method) for method in ("search", "reference")}
     for name, sizes in BLOCK_SIZES.items()
 }
+#: NVFP4 with one scale a row: method -> codec; the first method is the default.
+NVFP4_TENSOR = {method: _nvfp4_tensor(method) for method in ("search", "reference")}
 #: Codebook -> method -> codec; the first method is the default.
 CODEBOOKS = {
     name: {method: _codebook(name, bits, method) for method in ("reference", "search")}

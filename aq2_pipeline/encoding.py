@@ -278,11 +278,12 @@ class Encoding:
     def _read_by_kernels(self, part: Part, *, halves: bool = False) -> Read:
         """Return the pieces of a part, what kernels read of them, and where they leave their status."""
         longest = None if halves else longest_group(part.weights)
-        pieces = cut(part.scheme, part.rows, self.lengths, self.row_lengths, longest)
+        scheme = replace(part.scheme, codec=part.codec)  # one with importance may need its groups whole
+        pieces = cut(scheme, part.rows, self.lengths, self.row_lengths, longest)
         *weights, n_scratch = source(part.weights, pieces)
         plan = _NO_PLANS
         if n_scratch and not halves:
-            plan, n_scratch = plans(part.scheme, pieces)
+            plan, n_scratch = plans(scheme, pieces)
         nowhere = frozen(pieces.offsets if pieces.whole else np.zeros_like(pieces.offsets))
         importance: tuple[Array, Array, Array] = (_NO_FLOATS, nowhere, nowhere)
         if part.importance is not None:

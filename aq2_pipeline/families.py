@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS, SEARCHED
+from aq2_pipeline.codecs import BLOCK_SIZES, BLOCKS, CODEBOOKS, IDENTITY, INTEGERS, NVFP4_TENSOR, SEARCHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +63,8 @@ class Family:
         The scheme that llama.cpp takes for other rows.
     rotates : bool
         Whether ``_rot<k>`` may follow the name; see `rotations`. The last of `params` is the group then.
+    whole : bool
+        Whether each row has one scale, although its name says no group.
     loaded_by : str
         Who reads the stored bytes as they are; empty where only this package does.
     """
@@ -77,6 +79,7 @@ class Family:
     block: int = 1
     fallback: str = ""
     rotates: bool = False
+    whole: bool = False
     loaded_by: str = ""
 
     @functools.cached_property
@@ -150,4 +153,17 @@ FAMILIES: list[Family] = [
     Family("f32", IDENTITY, (0,), 32, summary="float32, as it is", loaded_by=_FLOATS),
     Family("f16", IDENTITY, (1,), 16, summary="float16, rounded half to even; finite up to 65504", loaded_by=_FLOATS),
     Family("bf16", IDENTITY, (2,), 16, summary="bfloat16, rounded half to even", loaded_by=_FLOATS),
+    Family(
+        "nvfp4_tensor",
+        NVFP4_TENSOR["search"],
+        (),
+        4,
+        tuple(NVFP4_TENSOR),
+        "E2M1 floats, E4M3 scales of 16, a float32 scale of the tensor (NVIDIA's NVFP4)",
+        NVFP4_TENSOR,
+        block=16,
+        fallback="f16",
+        whole=True,
+        loaded_by="this package; codes and scales are compressed-tensors', the bytes of a group together",
+    ),
 ]

@@ -300,7 +300,7 @@ def check_chunk(scheme: Scheme, shape: Shape | None, tensor_shape: Shape | None,
     """
     if scheme.group == schemes.PER_TENSOR:
         msg = f"{scheme!s} has one scale a tensor, and the row is a chunk of one"
-        raise SchemeError(msg, "use _channel or _g")
+        raise SchemeError(msg, "use _channel or _g" if scheme.block == 1 else "take a scheme without")
     if tensor_shape is None or shape is None:
         msg = f"the row is a chunk without a {'tensor_shape' if tensor_shape is None else 'shape'}"
         raise InputValueError(msg, "a chunk has its own shape, and in tensor_shape the whole layer's")

@@ -330,7 +330,9 @@ def _parse_text(text: str) -> Scheme:
     if at and dtype not in INPUT_DTYPES:
         msg = f"scheme: {text!r} has the unknown input dtype {dtype!r}"
         raise SchemeError(msg, f"one of {', '.join(map(repr, INPUT_DTYPES))}")
-    group = _group_of(match["group"], text) if family.grouped else family.block
+    group = PER_TENSOR if family.whole else family.block
+    if family.grouped:
+        group = _group_of(match["group"], text)
     params = family.params + ((group,) if family.grouped else ())
     method = method or (family.methods[0] if family.methods else "")
     codec = family.others.get(method, family.codec)

@@ -67,7 +67,8 @@ def block_table(n: int) -> tuple[pa.Array, pa.Array]:
     return column(*rows), shapes(*((2, 256) if size == 512 else None for size in sizes))
 
 
-@pytest.mark.parametrize("scheme", ["nf4_g32", "fp4_g7:search", "fp8_e4m3_channel", *codecs.BLOCKS, "q4_0:reference"])
+@pytest.mark.parametrize("scheme", ["nf4_g32", "fp4_g7:search", "fp8_e4m3_channel", *codecs.BLOCKS, "nvfp4_tensor",
+                                    "q4_0:reference"])  # fmt: skip
 def test_blocks_and_codebooks_agree_on_every_engine(scheme):
     """Bytes, decoded weights and errors of 2049 rows are the same everywhere."""
     weights, given = block_table(2049)

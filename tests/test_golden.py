@@ -40,8 +40,9 @@ SEARCHED = [
     "fp8_e4m3_channel:search",
 ]
 BLOCKS = [f"{name}:{method}" for name in codecs.BLOCKS for method in ("search", "reference")]
+TENSOR_SCALED = [f"nvfp4_tensor:{method}" for method in codecs.NVFP4_TENSOR]
 ROTATED = ["int4_g32_rot32", "int3_g12_asym_rot64", "nf4_g64_rot64"]
-SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, *ROTATED, "f32", "f16", "bf16"]
+SCHEMES = [*INTEGERS, *CODEBOOKS, *SEARCHED, *BLOCKS, *TENSOR_SCALED, *ROTATED, "f32", "f16", "bf16"]
 DTYPES = ("f32", "f16", "bf16")
 
 
@@ -78,7 +79,9 @@ def as_stored(weights: pa.Array, dtype: str) -> pa.Array:
 
 def fingerprint(name: str, dtype: str) -> dict:
     """Return what is pinned of a scheme on weights that are stored in a dtype."""
-    weights, given = block_rows() if name in BLOCKS else rotated_rows() if name in ROTATED else rows()
+    weights, given = (
+        block_rows() if name in [*BLOCKS, *TENSOR_SCALED] else rotated_rows() if name in ROTATED else rows()
+    )
     quantized = aq2_pipeline.quantize(as_stored(weights, dtype), f"{name}@{dtype}", given).to_pylist()
     data = [row["quantized_data"] for row in quantized]
     numbers = {k: np.concatenate([np.array(row[k], "<f4") for row in quantized]) for k in ("scales", "zero_points")}
