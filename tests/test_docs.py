@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import operator
 import pkgutil
 import re
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_the_kernels_signatures_are_documented():
     guide = (ROOT / "docs" / "how-to" / "add-a-scheme.md").read_text()
     for codec in {family.codec for family in schemes.FAMILIES}:
         for role in ("encode", "decode", "error"):
-            kernel = getattr(importlib.import_module(codec.module), getattr(codec, f"{role}_name"))
+            kernel = operator.attrgetter(getattr(codec, f"{role}_name"))(importlib.import_module(codec.module))
             call = f"`{role}({', '.join(inspect.signature(kernel.py_func).parameters)}) -> status`"
             assert call in guide
             assert call in codecs.__doc__

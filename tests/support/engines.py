@@ -211,7 +211,7 @@ def _pyarrow_supports(function: str, first: pa.Array, *others: Any) -> bool:
     scheme = others[0]
     if not (isinstance(scheme, str) or (isinstance(scheme, pa.Array) and scheme.type == pa.string())):
         return False
-    return len(others) == 1 or others[1].type == layout.INTS
+    return len(others) == 1 or (len(others) == 2 and others[1].type == layout.INTS)
 
 
 def _pyarrow(function: str, first: pa.Array, *others: Any) -> pa.Array:
