@@ -30,7 +30,7 @@ class Importance:
     Parameters
     ----------
     column : pyarrow.Array
-        Lists of floats; null where a row has none.
+        Lists of floats, or of decimals, as SQL has literals; null where a row has none.
     valid : bool array
         The rows that have weights.
 
@@ -46,7 +46,7 @@ class Importance:
     """
 
     def __init__(self, column: pa.Array, valid: Array) -> None:
-        if not pt.is_null(column.type) and not (arrow.is_list(column.type) and pt.is_floating(column.type.value_type)):
+        if not pt.is_null(column.type) and not _are_lists_of_floats(column.type):
             msg = f"importance is {column.type}"
             raise InputTypeError(msg, "expected a list of floats: one weight an input channel, or one a weight")
         self.given = arrow.validity(column) & valid
@@ -97,6 +97,11 @@ class Importance:
     def _of_rows(self) -> Weights:
         assert self._read is not None  # noqa: S101 - asked only of rows that are given
         return self._read
+
+
+def _are_lists_of_floats(kind: pa.DataType) -> bool:
+    """Whether a column holds lists of floats, or of what SQL takes a list of numbers with a point for."""
+    return arrow.is_list(kind) and (pt.is_floating(kind.value_type) or pt.is_decimal(kind.value_type))
 
 
 def refuse(scheme: Scheme, rows: Any, fail: Callable[[int, Aq2Error], None]) -> None:
