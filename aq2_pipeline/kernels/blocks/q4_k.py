@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.affine_supers import keep_halves
-from aq2_pipeline.kernels.blocks.columns import half_at
 from aq2_pipeline.kernels.blocks.frame import block_kernels
-from aq2_pipeline.kernels.blocks.six_bit_scales import find_as_ggml, find_best, scale_at, store_header
+from aq2_pipeline.kernels.blocks.six_bit_scales import find_as_ggml, find_best, read_header, store_header
 from aq2_pipeline.kernels.lanes import load, local, store, to
 
 BLOCK, N_BYTES, BATCH = 256, 144, 2
@@ -58,11 +56,11 @@ def search(values: Any, weights: Any, data: Any) -> Any:
 @helper
 def decode(data: Any, values: Any) -> Any:
     """Read one block."""
-    if not (abs(half_at(data, 0)) <= LARGEST and abs(half_at(data, 2)) <= LARGEST):
+    scales, lows = local(8, np.float32), local(8, np.float32)
+    if not read_header(data, scales, lows):
         return 0
     for j in range(4):
-        scale, low = scale_at(data, 2 * j)
-        late, late_low = scale_at(data, 2 * j + 1)
+        scale, low, late, late_low = scales[2 * j], lows[2 * j], scales[2 * j + 1], lows[2 * j + 1]
         for i in range(0, 32, 16):
             codes = to(load(data, 16 + 32 * j + i), np.int32)
             store(values, 64 * j + i, scale * to(codes & np.int32(15), np.float32) - low)

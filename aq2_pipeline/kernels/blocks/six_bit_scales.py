@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
+from aq2_pipeline.kernels.bits import LARGEST
 from aq2_pipeline.kernels.blocks.affine_reference import reference_fit
 from aq2_pipeline.kernels.blocks.affine_search import search_affine
 from aq2_pipeline.kernels.blocks.affine_supers import keep_codes, keep_reference_codes, rounded_as_ggml
@@ -39,14 +40,17 @@ def store_header(data: Any, at: Any, halves: Any, found: Any, lane: Any) -> Any:
 
 
 @helper
-def scale_at(data: Any, j: Any) -> Any:
-    """Return scale and minimum of a block's sub-block, multiplied."""
-    if j < 4:
-        scale, low = data[4 + j] & 63, data[8 + j] & 63
-    else:
-        scale = data[8 + j] & 15 | data[j] >> 6 << 4
-        low = data[8 + j] >> 4 | data[4 + j] >> 6 << 4
-    return half_at(data, 0) * np.float32(scale), half_at(data, 2) * np.float32(low)
+def read_header(data: Any, scales: Any, lows: Any) -> Any:
+    """Write the scales and minima of a block's sub-blocks, multiplied; return whether both float16 are finite.
+
+    All of them at once: after a store to the weights each byte would be read anew.
+    """
+    d, low = half_at(data, 0), half_at(data, 2)
+    for j in range(4):
+        scales[j], lows[j] = d * np.float32(data[4 + j] & 63), low * np.float32(data[8 + j] & 63)
+        late, late_low = data[12 + j] & 15 | data[4 + j] >> 6 << 4, data[12 + j] >> 4 | data[8 + j] >> 6 << 4
+        scales[4 + j], lows[4 + j] = d * np.float32(late), low * np.float32(late_low)
+    return abs(d) <= LARGEST and abs(low) <= LARGEST
 
 
 @helper
