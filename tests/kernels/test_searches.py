@@ -55,7 +55,7 @@ def test_errors_are_those_of_what_is_written(kind, method):
     _, values = decode(made.decode, data, scales, zeros, ROW, params, w.size)
     found, sums = error(getattr(made, f"error_{method}"), w, ROW, params)
     assert status == found == -1
-    e = (w - values).astype(np.float64)
+    e = w.astype(np.float64) - values
     np.testing.assert_allclose(sums[moments.SQUARED_ERROR], (e * e).sum(), rtol=1e-12)
     np.testing.assert_allclose(sums[moments.SQUARED_DECODED], (values.astype(np.float64) ** 2).sum(), rtol=1e-12)
     assert sums[moments.MAX_ERROR] == np.abs(e).max()

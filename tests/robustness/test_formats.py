@@ -207,6 +207,6 @@ def test_kinds_of_schemes_share_a_column():
     for k in (0, 3):
         alone[k] = aq2_pipeline.quantize(column(rows[k]), names[k], None, column(heeded[k]))
     assert same(mixed, pa.concat_arrays([*alone, pa.nulls(1, layout.QUANTIZED)]))
-    with pytest.raises(SchemeError, match="'int4_g32' with the method 'minmax' cannot use") as caught:
+    with pytest.raises(SchemeError, match="'int4_g32' cannot use importance") as caught:
         aq2_pipeline.quantize(column(*rows), pa.array(names), None, column(*[CHANNELS] * 8))
     assert caught.value.row == 1

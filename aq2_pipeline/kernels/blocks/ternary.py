@@ -134,8 +134,8 @@ def ternary_codes(values: Any, at: Any, inverse: Any, codes: Any) -> None:
         store(codes, i, to(where(x <= ZERO - _HALF, splat(np.int32(0)), up), np.uint8))
 
 
-def encoders(n_bytes: int, pack: Any) -> dict[str, Any]:
-    """Return method -> what encodes 16 blocks; `pack(codes, data, at)` writes codes, and the scale is behind them."""
+def encoders(n_bytes: int, pack: Any) -> tuple[Any, Any]:
+    """Return `search` and `reference` of 16 blocks; `pack(codes, data, at)` writes codes, in front of the scale."""
 
     @helper
     def encode(values: Any, halves: Any, inverses: Any, data: Any) -> Any:
@@ -160,4 +160,4 @@ def encoders(n_bytes: int, pack: Any) -> dict[str, Any]:
         best_scales(values, weights, halves, inverses)
         return encode(values, halves, inverses, data)
 
-    return {"search": search, "reference": reference}
+    return search, reference

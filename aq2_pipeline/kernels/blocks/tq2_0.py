@@ -43,4 +43,5 @@ def decode(data: Any, values: Any) -> Any:
     return -1
 
 
-kernels = block_kernels("tq2_0", BLOCK, N_BYTES, BATCH, encoders(N_BYTES, pack), decode)
+search, reference = encoders(N_BYTES, pack)
+kernels = block_kernels("tq2_0", BLOCK, N_BYTES, BATCH, {"search": search, "reference": reference}, decode)
