@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support import oracle
-from support.interpreted import NONE, decode, encode, error, interpreted, readonly
+from support.interpreted import NONE, decode, encode, error, interpret_closure, interpreted, readonly
 from support.models import minilm_outputs
 from support.samples import bell, column, shapes
 
@@ -217,7 +217,9 @@ def test_compiled_is_interpreted(group, k, n):
         return [status, *(part.tobytes() for part in (*stored, values, sums))]
 
     compiled = run(*made)
-    with interpreted():
+    with interpreted(), pytest.MonkeyPatch.context() as patch:
+        for one in made:
+            interpret_closure(one.py_func, patch)
         assert run(*(one.py_func for one in made)) == compiled
 
 

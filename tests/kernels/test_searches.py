@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.interpreted import _interpret_closure, decode, error, interpreted, readonly
+from support.interpreted import decode, error, interpret_closure, interpreted, readonly
 from support.samples import bell, integers
 
 from aq2_pipeline.kernels import grouped, moments, powers, searches, signed, staging, zero_points
@@ -40,7 +40,7 @@ def test_compiled_equals_interpreted(kind, method, bits):
         kernel = getattr(kernels(kind, bits), f"encode_{method}{suffix}")
         compiled = encoded(kernel, w, params, importance)
         with interpreted(*MODULES), pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-            _interpret_closure(kernel.py_func, patch)
+            interpret_closure(kernel.py_func, patch)
             plain = encoded(kernel.py_func, w, params, importance)
         for one, other in zip(compiled, plain, strict=True):
             np.testing.assert_array_equal(one, other)

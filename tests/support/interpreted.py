@@ -36,13 +36,13 @@ def _is_compiled(value: Any) -> bool:
     return hasattr(value, "py_func") and hasattr(value, "nopython_signatures")
 
 
-def _interpret_closure(function: Any, patch: pytest.MonkeyPatch) -> None:
+def interpret_closure(function: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace what a factory gave a function to call, and what that calls."""
     for cell in function.__closure__ or ():
         if _is_compiled(cell.cell_contents):
             inner = cell.cell_contents.py_func
             patch.setattr(cell, "cell_contents", inner)
-            _interpret_closure(inner, patch)
+            interpret_closure(inner, patch)
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def interpreted(*more: Any) -> Iterator[None]:
             for name, value in list(vars(module).items()):
                 if _is_compiled(value):
                     patch.setattr(module, name, value.py_func)
-                    _interpret_closure(value.py_func, patch)
+                    interpret_closure(value.py_func, patch)
         yield
 
 
