@@ -147,7 +147,7 @@ def test_the_error_is_that_of_the_round_trip(scheme, weighted):
     weights = IMPORTANCE.astype(np.float64) if weighted else np.ones(N)
     for kind, w in SETS.items():
         decoded, _ = stored(w, scheme, IMPORTANCE if weighted else None)
-        e = (w - decoded.reshape(-1).astype(np.float32)).astype(np.float64)
+        e = w.astype(np.float64) - decoded.reshape(-1)
         figures = aq2_pipeline.quantization_error(column(w), scheme, importance=given)[0].as_py()
         np.testing.assert_allclose(figures["mse"], (weights * e * e).sum() / weights.sum(), rtol=1e-10, err_msg=kind)
         assert figures["max_abs"] == np.abs(e).max(), kind
