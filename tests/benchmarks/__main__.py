@@ -100,7 +100,7 @@ def main(given=None):
     run = page.Run(machine.describe(), results, runs, n_threads, asked.quick, asked.note)
     if asked.save:
         asked.save.write_text(json.dumps(run.to_json(), indent=1))
-    print(page.summary(run), f"in {time.perf_counter() - start:.0f} s")
+    print(f"rows: {page.summary(run)}; {time.perf_counter() - start:.0f} seconds")
     if to_write:
         print(write(run, ROOT / "docs"))
     elif asked.quick:  # the page, too, is checked for shape, where it can be drawn
