@@ -25,7 +25,7 @@ from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, LARGEST, MAGNITUDE, SMALLEST_NORMAL, extent, float_of
 from aq2_pipeline.kernels.integer import first_bad, group_span
 from aq2_pipeline.kernels.lanes import LANES, largest, local, reinterpreted, store
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of, with_exact_errors
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, flushed, keep_wide_lanes, wide_lanes_of, with_exact_errors
 from aq2_pipeline.kernels.searches import GRID, N_REFITS, N_STEPS, best_scale
 from aq2_pipeline.kernels.staging import (
     SPARE,
@@ -137,9 +137,7 @@ def error(codes: Codes, method: str, find: Any, *, weighted: bool) -> Any:
                     held = with_exact_errors(held, x, decoded, w)
                     done = position + low + min(j + LANES, own.size)
                     if done // BLOCK_SIZE != (position + low + j) // BLOCK_SIZE:
-                        keep_wide_lanes(held, lanes)
-                        flush_lanes(lanes, sums)
-                        held = wide_lanes_of(lanes)
+                        held = flushed(held, lanes, sums)
         keep_wide_lanes(held, lanes)
         return -1
 

@@ -91,10 +91,7 @@ def with_errors(sums: Any, weights: Any, decoded: Any) -> Any:
 @helper
 def keep_lanes(sums: Any, lanes: Any) -> None:
     """Write the vectors back."""
-    store(lanes, SQUARED_ERROR * N_LANES, sums[0])
-    store(lanes, SQUARED_WEIGHT * N_LANES, sums[1])
-    store(lanes, SQUARED_DECODED * N_LANES, sums[2])
-    store(lanes, MAX_ERROR * N_LANES, to(sums[3], np.float64))
+    keep_wide_lanes((sums[0], sums[1], sums[2], to(sums[3], np.float64)), lanes)
 
 
 @helper
@@ -134,6 +131,14 @@ def keep_wide_lanes(sums: Any, lanes: Any) -> None:
     store(lanes, SQUARED_WEIGHT * N_LANES, sums[1])
     store(lanes, SQUARED_DECODED * N_LANES, sums[2])
     store(lanes, MAX_ERROR * N_LANES, sums[3])
+
+
+@helper
+def flushed(sums: Any, lanes: Any, totals: Any) -> Any:
+    """Add the vectors of a block that is full to the row's totals; return those that the next begins with."""
+    keep_wide_lanes(sums, lanes)
+    flush_lanes(lanes, totals)
+    return wide_lanes_of(lanes)
 
 
 @helper

@@ -43,7 +43,7 @@ from aq2_pipeline.kernels.lanes import (
     where,
 )
 from aq2_pipeline.kernels.minifloats import E4M3, float8_value, rounded_size, size_code, size_of_code
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, flushed, keep_wide_lanes, wide_lanes_of
 from aq2_pipeline.kernels.staging import finite, lanes_from, store_lanes
 
 __all__ = ["GROUP", "N_BYTES", "kernels", "measure"]
@@ -218,9 +218,7 @@ def error(method: str, encode_some: Any, *, weighted: bool) -> Any:
                 given = importance if weighted else None
                 held = with_block(held, own[low : low + GROUP], decoded[low : low + GROUP], given, first)
                 if (position + start + low + GROUP) % BLOCK_SIZE == 0:
-                    keep_wide_lanes(held, lanes)
-                    flush_lanes(lanes, sums)
-                    held = wide_lanes_of(lanes)
+                    held = flushed(held, lanes, sums)
         keep_wide_lanes(held, lanes)
         return -1
 

@@ -24,7 +24,7 @@ from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, inlined, ke
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
 from aq2_pipeline.kernels.integer import first_bad
 from aq2_pipeline.kernels.lanes import LANES, load, local, to
-from aq2_pipeline.kernels.moments import BLOCK_SIZE, flush_lanes, keep_wide_lanes, wide_lanes_of, with_exact_errors
+from aq2_pipeline.kernels.moments import BLOCK_SIZE, flushed, keep_wide_lanes, wide_lanes_of, with_exact_errors
 
 
 @helper
@@ -193,9 +193,7 @@ def _error(
                 first = low % importance.size if weighted else 0
                 held = with_block(held, values[low : low + block], decoded, given, first)
                 if (position + low + block) % BLOCK_SIZE == 0:
-                    keep_wide_lanes(held, lanes)
-                    flush_lanes(lanes, sums)
-                    held = wide_lanes_of(lanes)
+                    held = flushed(held, lanes, sums)
         keep_wide_lanes(held, lanes)
         return -1
 
