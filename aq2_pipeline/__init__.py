@@ -103,11 +103,11 @@ def register_pyarrow() -> None:
     pyarrow.register_pyarrow()
 
 
-def scan_safetensors(source: str | PathLike[str], *, raw: bool = False) -> LazyFrame:
+def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
     """Return a safetensors file as a lazy layer table: see `aq2_pipeline.io.safetensors.scan_safetensors`."""
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
-    return safetensors.scan_safetensors(source, raw=raw)
+    return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
 
 
 def compare(

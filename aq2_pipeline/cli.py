@@ -131,7 +131,7 @@ def quantize(
 ) -> None:
     """Quantize a safetensors file to a Parquet file."""
     from aq2_pipeline.io.convert import Recipe, quantize_file  # noqa: PLC0415 - heavy
-    from aq2_pipeline.io.safetensors import SafetensorsFile  # noqa: PLC0415 - an extra
+    from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
 
     if scheme is not None and (policy_name is not None or bits is not None):
         msg = "--scheme is for every tensor: leave out --policy and --bits"
@@ -139,7 +139,7 @@ def quantize(
     if scheme is not None and scheme.isdecimal():  # a shell's words have no types: 4 is an integer here
         scheme = known_schemes.parse(int(scheme)).name
     recipe = Recipe(scheme, policy_name.value if policy_name else policy.DEFAULT_MODE, 4 if bits is None else bits)
-    n_layers = len(SafetensorsFile(source).header.tensors)
+    n_layers = len(open_source(source).tensors)
     report = _with_progress(
         n_layers, as_json, lambda tell: quantize_file(source, target, recipe, threads=threads, progress=tell)
     )
@@ -216,7 +216,7 @@ def compare(
     """
     from aq2_pipeline import comparing  # noqa: PLC0415 - heavy
     from aq2_pipeline import picture as pictures  # noqa: PLC0415
-    from aq2_pipeline.io.safetensors import SafetensorsFile  # noqa: PLC0415 - an extra
+    from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
 
     if output is not None:
         comparing.check_table_name(output)
@@ -224,7 +224,7 @@ def compare(
         pictures.check_picture_name(picture)
     words = [word.strip() for word in schemes.split(",") if word.strip()]
     wanted = [int(word) if word.isdecimal() else word for word in words]
-    n_layers = len(comparing.layers_of(SafetensorsFile(file), layers, vectors=vectors))
+    n_layers = len(comparing.layers_of(open_source(file), layers, vectors=vectors))
     table = _with_progress(
         n_layers,
         as_json,

@@ -15,7 +15,9 @@ import pyarrow as pa
 from aq2_pipeline import schemes as known
 from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
-from aq2_pipeline.io.safetensors import SafetensorsFile
+from aq2_pipeline.io.decoding import is_float
+from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.parts import Part
 from aq2_pipeline.io.writing import replacing
 from aq2_pipeline.layout import FLOATS
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
 
-    from aq2_pipeline.io.headers import Tensor
+    from aq2_pipeline.io.parts import Tensor
+    from aq2_pipeline.io.source import Source
 
     Progress = Callable[["ComparedLayer"], None]
 
@@ -73,7 +76,7 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
-    """Return what schemes take and lose on the layers of a safetensors file, a row a scheme.
+    """Return what schemes take and lose on the layers of a model file, a row a scheme.
 
     Nothing is decoded or written: the figures are sums of `quantization_error`,
     and a batch of layers of at most 64 MB, or one larger layer, is in memory at a time.
@@ -81,7 +84,7 @@ def compare(
     Parameters
     ----------
     source : str or Path
-        A safetensors file.
+        A file of any format that is read.
     schemes : iterable of int or str
         As `quantize` takes them; one that is there twice is tried once.
     layers : str
@@ -136,18 +139,18 @@ def compare(
     [('int4_g128', 4.25, 16384), ('int8_g64', 8.5, 16384)]
     """
     wanted = _wanted(schemes)
-    file = SafetensorsFile(source)
+    file = open_source(source, "compare")
     tensors = layers_of(file, layers, vectors=vectors)
     measured = _Measured(list(wanted), tensors)
     for text in wanted.values():  # kernels load at their first use, which is not what is timed
         _losses(pa.array([np.linspace(-1, 1, 256)], FLOATS), text, None, None)
-    for table in file.batches(tensors):
+    for table in file.batches([Part(tensor, 0, tensor.size) for tensor in tensors]):
         measured.add(table, wanted, thread_count(threads), progress)
         del table  # one batch in memory, not two
     return measured.summary(file.path)
 
 
-def layers_of(file: SafetensorsFile, pattern: str = "*", *, vectors: bool = False) -> list[Tensor]:
+def layers_of(file: Source, pattern: str = "*", *, vectors: bool = False) -> list[Tensor]:
     """Return the tensors of a file that `compare` takes.
 
     Raises
@@ -155,11 +158,14 @@ def layers_of(file: SafetensorsFile, pattern: str = "*", *, vectors: bool = Fals
     InputValueError
         If there is none.
     """
-    tensors = file.header.tensors
+    tensors = file.tensors
     found = [
         tensor
         for tensor in tensors
-        if tensor.n_weights and (vectors or len(tensor.shape) >= _MATRIX_RANK) and fnmatchcase(tensor.name, pattern)
+        if is_float(tensor.dtype)
+        and tensor.size
+        and (vectors or len(tensor.shape) >= _MATRIX_RANK)
+        and fnmatchcase(tensor.name, pattern)
     ]
     if not found:
         kind = "floats" if vectors else "floats of two axes or more"
@@ -247,7 +253,7 @@ class _Measured:
         if not layers:
             return (name, *[None] * 5, 0, 0, *tail)
         kept = [(k, loss) for k in layers if isinstance(loss := losses[k], _Loss)]
-        n_weights = sum(self.tensors[k].n_weights for k in layers)
+        n_weights = sum(self.tensors[k].size for k in layers)
         noise, signal = math.fsum(loss.noise for _, loss in kept), math.fsum(self.signals[k] for k in layers)
         bits, sqnr = 8 * sum(loss.n_bytes for _, loss in kept) / n_weights, _decibels(signal, noise)
         worst, least = min(((self.tensors[k].name, loss.sqnr_db) for k, loss in kept), key=lambda pair: pair[1])

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 import aq2_pipeline
 from aq2_pipeline import comparing, demo, schemes
 from aq2_pipeline.io import listing
-from aq2_pipeline.io.safetensors import SafetensorsFile
+from aq2_pipeline.io.opening import open_source
 
 PAGE = Path(__file__).parent / "explanation" / "quality.md"
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
@@ -172,7 +172,7 @@ def load(folder: Path) -> tuple[Path, Weights, Encoder]:
 def plan(path: Path, scheme: str) -> dict[str, str]:
     """Return matrix -> its scheme: the one that is asked for or, where rows do not divide, what llama.cpp takes."""
     told, found = schemes.parse(scheme), {}
-    for tensor in comparing.layers_of(SafetensorsFile(path)):
+    for tensor in comparing.layers_of(open_source(path)):
         n = told.row_length(tensor.shape)
         found[tensor.name] = scheme if told.row_error(n) is None else told.fallback
     return found

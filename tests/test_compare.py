@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import aq2_pipeline
 from aq2_pipeline import InputValueError, SchemeError, cli, comparing, picture
-from aq2_pipeline.io import safetensors
+from aq2_pipeline.io import source
+from aq2_pipeline.io.opening import open_source
 
 RNG = np.random.default_rng(12)
 NAMES = ["int8_g64", "int4_g64", "int4_g64_asym", "int3_g32"]
@@ -93,7 +94,7 @@ def test_a_lossless_scheme_has_no_worst_layer(model):
 
 def test_layers_are_chosen_by_pattern_and_rank(model):
     """Vectors are left out unless they are asked for; a pattern is matched with its case; integers never count."""
-    file = safetensors.SafetensorsFile(model)
+    file = open_source(model)
     for pattern, vectors, names in (
         ("*", False, {"a.weight", "b.weight", "c.conv"}),
         ("c.*", False, {"c.conv"}),
@@ -162,18 +163,18 @@ def test_the_figures_do_not_depend_on_batches_or_threads(model, monkeypatch):
     """One layer a batch, one thread, and a second run give the same figures."""
     whole = aq2_pipeline.compare(model, NAMES).select(FIGURES)
     assert aq2_pipeline.compare(model, NAMES, threads=1).select(FIGURES).equals(whole)
-    monkeypatch.setattr(safetensors, "BATCH_BYTES", 1)
+    monkeypatch.setattr(source, "BATCH_BYTES", 1)
     assert aq2_pipeline.compare(model, NAMES).select(FIGURES).equals(whole)
 
 
 def test_no_more_than_a_batch_is_read(model, monkeypatch):
     """Layers are measured as they are read, one batch after another, and told in the order of the file."""
-    monkeypatch.setattr(safetensors, "BATCH_BYTES", 1)
+    monkeypatch.setattr(source, "BATCH_BYTES", 1)
     events = []
-    read = safetensors.SafetensorsFile._layers
-    monkeypatch.setattr(safetensors.SafetensorsFile, "_layers", lambda *a: events.append("read") or read(*a))
+    read = source.Source._table
+    monkeypatch.setattr(source.Source, "_table", lambda *a: events.append("read") or read(*a))
     aq2_pipeline.compare(model, NAMES, progress=lambda layer: events.append(layer.name))
-    file = safetensors.SafetensorsFile(model)
+    file = open_source(model)
     assert events == [event for tensor in comparing.layers_of(file) for event in ("read", tensor.name)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from aq2_pipeline.io.headers import bad_file
+from aq2_pipeline.io.paths import bad_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,13 +14,16 @@ import pyarrow as pa
 from aq2_pipeline import policy, schemes
 from aq2_pipeline.codecs import IDENTITY
 from aq2_pipeline.errors import Aq2Error, InputValueError
+from aq2_pipeline.io.decoding import is_float
+from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parquet import LAYER_TABLE, QuantizedFile, write_quantized
-from aq2_pipeline.io.safetensors import SafetensorsFile
 from aq2_pipeline.io.writing import write_safetensors
 from aq2_pipeline.udfs.python import dequantize, quantization_error, quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from aq2_pipeline.io.source import Source
 
     Progress = Callable[["LayerReport"], None]
 
@@ -184,23 +187,23 @@ def quantize_file(
         Naming the layer; nothing is written then.
     OSError
     """
-    file = SafetensorsFile(source)
+    file = open_source(source)
     report = Report(file.path, Path(target), str(recipe))
     _check_apart(report)
-    if not any(tensor.n_weights for tensor in file.header.tensors):
-        msg = f"{str(file.path)!r}: 0 of {len(file.header.tensors)} tensors hold float weights"
+    if not any(is_float(tensor.dtype) for tensor in file.tensors):
+        msg = f"{str(file.path)!r}: 0 of {len(file.tensors)} tensors hold float weights"
         raise InputValueError(msg)
     metadata = {"aq2.recipe": report.recipe, "aq2.source": file.path.name}
-    if file.header.metadata:
-        metadata["aq2.source_metadata"] = json.dumps(file.header.metadata, sort_keys=True)
+    if file.metadata:
+        metadata["aq2.source_metadata"] = json.dumps(file.metadata, sort_keys=True)
     write_quantized(_quantized(file, recipe, report, threads, progress), report.target, metadata)
     return report
 
 
 def _quantized(
-    file: SafetensorsFile, recipe: Recipe, report: Report, threads: int | None, progress: Progress | None
+    file: Source, recipe: Recipe, report: Report, threads: int | None, progress: Progress | None
 ) -> Iterator[pa.Table]:
-    for table in file.batches():
+    for table in file.batches(file.parts()):
         names, shapes = table["layer_name"].to_pylist(), table["shape"].to_pylist()
         chosen = pa.array([recipe.scheme_of(*layer) for layer in zip(names, shapes, strict=True)])
         given = (table["weights"].combine_chunks(), chosen, table["shape"].combine_chunks())

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import SchemeError
-from aq2_pipeline.io.headers import open_regular
+from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parquet import QuantizedFile, stored_bytes
-from aq2_pipeline.io.safetensors import SafetensorsFile
+from aq2_pipeline.io.paths import open_regular
 from aq2_pipeline.udfs.python import weight_stats
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple
         with QuantizedFile(path) as stored:
             about = f"quantized by {stored.metadata.get('aq2.recipe', 'an unknown recipe')}"
             return about, list(_stored_rows(stored))
-    tensors = SafetensorsFile(path)
-    n_bytes = sum(tensor.n_bytes for tensor in tensors.header.tensors)
-    rows = [row for table in tensors.batches(with_weights=stats) for row in _rows(table, stats=stats)]
-    for row, tensor in zip(rows, tensors.header.tensors, strict=True):
+    model = open_source(path)
+    n_bytes = sum(tensor.n_bytes for tensor in model.tensors)
+    form = "weights" if stats else None
+    rows = [row for table in model.batches(model.parts(), form) for row in _rows(table, stats=stats)]
+    for row, tensor in zip(rows, model.tensors, strict=True):
         row["bytes"] = tensor.n_bytes
     return f"{len(rows)} tensors, {n_bytes} bytes", rows
 

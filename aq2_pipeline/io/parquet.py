@@ -16,7 +16,7 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, layout, schemes
 from aq2_pipeline.errors import Aq2Error, FormatError
 from aq2_pipeline.io.chunks import Part, Place, StoredLayer, joined
-from aq2_pipeline.io.headers import bad_file, open_regular
+from aq2_pipeline.io.paths import bad_file, open_regular
 from aq2_pipeline.io.writing import replacing
 from aq2_pipeline.layers import is_chunk
 from aq2_pipeline.version import __version__

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline.errors import FormatError
-from aq2_pipeline.io.headers import MAX_HEADER_BYTES, MAX_NAME_BYTES, open_regular, read_header
+from aq2_pipeline.io.paths import MAX_NAME_BYTES, open_regular
+from aq2_pipeline.io.safetensors_header import MAX_HEADER_BYTES, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

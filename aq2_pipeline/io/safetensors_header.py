@@ -9,72 +9,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from aq2_pipeline.errors import FormatError, InputTypeError
+from aq2_pipeline.io.decoding import DTYPE_BITS
+from aq2_pipeline.io.parts import Tensor
+from aq2_pipeline.io.paths import MAX_NAME_BYTES, Stamp, bad_file, stamp_of
 
 if TYPE_CHECKING:
     from io import FileIO
+    from pathlib import Path
 
-__all__ = ["DTYPE_BITS", "FLOAT_DTYPES", "Header", "Tensor", "bad_file", "open_regular", "read_header", "source_path"]
+    from aq2_pipeline.errors import FormatError
+
+__all__ = ["MAX_HEADER_BYTES", "Header", "read_header"]
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
 MAX_RANK = 8
-MAX_NAME_BYTES = 1024
 MAX_AXIS = 2**63 - 1
 
-#: Bits an element of each dtype of the format (safetensors 0.8, `safetensors/src/tensor.rs`).
-DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    **dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
-}
-#: The dtypes whose tensors are weights.
-FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 _ZIP_MAGIC, _GGUF_MAGIC = b"PK\x03\x04", b"GGUF"
-
-
-class Tensor(NamedTuple):
-    """One tensor of a file.
-
-    Attributes
-    ----------
-    name : str
-        Data, never a path.
-    dtype : str
-        A key of `DTYPE_BITS`.
-    shape : tuple of int
-    begin, end : int
-        Where its bytes are, counted from the start of the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def n_bytes(self) -> int:
-        """The bytes of its data."""
-        return self.end - self.begin
-
-    @property
-    def n_weights(self) -> int:
-        """Its elements if it holds weights, else 0."""
-        return math.prod(self.shape) if self.dtype in FLOAT_DTYPES else 0
 
 
 class Header(NamedTuple):
@@ -92,52 +46,7 @@ class Header(NamedTuple):
 
     tensors: tuple[Tensor, ...]
     metadata: dict[str, str]
-    stamp: tuple[int, int]
-
-
-def bad_file(path: Path, reason: str, hint: str | None = None, layer: str | None = None) -> FormatError:
-    """Return the error of a file, and of one of its tensors where it is known."""
-    error = FormatError(f"{str(path)!r}: {reason}", hint)
-    if layer is not None:
-        error.at(layer=layer if len(layer) <= MAX_NAME_BYTES else layer[:64] + "...")
-    return error
-
-
-def source_path(source: Any) -> Path:
-    """Return a path that a user gave; a file that is known by its name not to be safetensors is refused.
-
-    Raises
-    ------
-    InputTypeError
-        If it is no path.
-    FormatError
-        For pickles and archives: nothing in them is ever run or unpacked.
-    """
-    if not isinstance(source, str | os.PathLike) or isinstance(os.fspath(source), bytes):
-        msg = f"scan_safetensors: the source is a {type(source).__name__}"
-        raise InputTypeError(msg, "give a path")
-    path = Path(source).expanduser()
-    suffix = path.suffix.lower()
-    if suffix in _PICKLES:
-        raise bad_file(path, "pickle formats are not read", "convert it to safetensors where you trust it")
-    if suffix in _ARCHIVES:
-        raise bad_file(path, "archives are not read", "extract it first")
-    return path
-
-
-def open_regular(path: Path) -> FileIO:
-    """Open a regular file without buffering; a FIFO or device never blocks.
-
-    Raises
-    ------
-    FormatError
-        If it is a directory, FIFO, device or socket.
-    OSError
-        If it is missing or may not be read.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise bad_file(path, "not a regular file")
-    return path.open("rb", buffering=0)
+    stamp: Stamp
 
 
 def read_header(file: FileIO, path: Path) -> Header:
@@ -160,8 +69,8 @@ def read_header(file: FileIO, path: Path) -> Header:
     An uint64 (little-endian) header size, that many bytes of JSON, then the
     tensors' bytes without holes: https://github.com/huggingface/safetensors#format
     """
-    status = os.fstat(file.fileno())
-    size = status.st_size
+    stamp = stamp_of(file)
+    size = stamp[0]
     file.seek(0)
     start = file.read(9) or b""
     if len(start) < 8:  # noqa: PLR2004 - the bytes of the header's size
@@ -182,7 +91,7 @@ def read_header(file: FileIO, path: Path) -> Header:
     data_at = 8 + n_header
     tensors = sorted((_tensor(path, name, entry, data_at, size) for name, entry in entries.items()), key=_span)
     _check_cover(path, tensors, data_at, size)
-    return Header(tuple(tensors), metadata, (size, status.st_mtime_ns))
+    return Header(tuple(tensors), metadata, stamp)
 
 
 def _not_safetensors(path: Path, start: bytes, n_header: int, size: int) -> FormatError:

@@ -1,0 +1,312 @@
+"""A model file as a layer table, whatever its format: a format lists tensors, and here their bytes become columns."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from aq2_pipeline import build, layout
+from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError, InputValueError
+from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.io.decoding import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
+from aq2_pipeline.io.parts import Part, Tensor, batches_of, parts_of
+from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from io import FileIO
+    from pathlib import Path
+
+    from aq2_pipeline.weights import Array
+
+__all__ = ["BATCH_BYTES", "READ_BYTES", "Form", "Opened", "Source"]
+
+#: Bytes of weights that the rows of one batch hold at the most; a larger row stands alone.
+BATCH_BYTES = 1 << 26
+#: Bytes that one read takes at the most, so that an interrupt is answered between two.
+READ_BYTES = 1 << 24
+#: What every block format's blocks divide.
+SUPER_BLOCK = 256
+#: A Polars Binary value has a 32-bit length.
+MAX_BINARY_BYTES = 2**32 - 1
+
+
+class Form(NamedTuple):
+    """What a table has of a tensor: the column's name, and its type in Arrow and in Polars."""
+
+    column: str
+    arrow: pa.DataType
+    polars: pl.DataType
+
+
+_QUANTIZED = pl.Struct(
+    {
+        "scheme": pl.String(),
+        "length": pl.Int64(),
+        "row_length": pl.Int64(),
+        "quantized_data": pl.Binary(),
+        "scales": pl.List(pl.Float32()),
+        "zero_points": pl.List(pl.Float32()),
+    }
+)
+#: `weights` as float32, or `raw` as the bytes of the file; `quantized`, the same bytes as a `QUANTIZED` struct.
+FORMS = {
+    "weights": Form("weights", layout.FLOATS, pl.List(pl.Float32())),
+    "raw": Form("weights", pa.large_binary(), pl.Binary()),
+    "quantized": Form("quantized", layout.QUANTIZED, _QUANTIZED),
+}
+
+
+class Opened:
+    """The files of a source while they are read, one open at a time; a file that has changed is an error."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._stack = ExitStack()
+        self._number: int | None = None
+        self._file: FileIO
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, tensor: Tensor, begin: int, target: Array) -> None:
+        """Fill a uint8 array from a tensor's file: read, not mapped, so that a file that shrinks is an error."""
+        if tensor.file != self._number:
+            self._stack.close()
+            self._number = tensor.file
+            self._file = self._stack.enter_context(open_regular(self.source.files[tensor.file]))
+        file, path = self._file, self.source.files[tensor.file]
+        self._check_unchanged(path)
+        file.seek(begin)
+        at = 0
+        while at < target.size:
+            n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
+            if not n_read:
+                raise bad_file(path, f"the data ends {target.size - at} bytes early", layer=tensor.name)
+            at += n_read
+        self._check_unchanged(path)
+
+    def _check_unchanged(self, path: Path) -> None:
+        if stamp_of(self._file) != self.source.stamps[self._number or 0]:
+            raise bad_file(path, "the file has changed since its header was read", "scan it again")
+
+
+class Source:
+    """The tensors of a model, read in batches.
+
+    Parameters
+    ----------
+    path : Path
+        What the user gave.
+    files : sequence of Path
+        The files that hold the tensors.
+    stamps : sequence of (int, int)
+        Of each file when it was listed.
+    tensors : sequence of Tensor
+        In the order of the table.
+    metadata : mapping of str to object
+        The model's own; its values are strings, but in GGUF.
+    function : str
+        The public function that errors name.
+    native : bool
+        Whether the format holds quantized tensors, so that its table has the column `quantized`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        stamps: Sequence[Stamp],
+        tensors: Sequence[Tensor],
+        metadata: Mapping[str, Any],
+        function: str,
+        *,
+        native: bool = False,
+    ) -> None:
+        self.path, self.files, self.stamps, self.tensors = path, tuple(files), tuple(stamps), tuple(tensors)
+        self.metadata, self.function, self.native = dict(metadata), function, native
+
+    def read(self, opened: Opened, part: Part, offset: int, target: Array) -> None:
+        """Fill a uint8 array with bytes of a part; formats that compress or spread them have their own way."""
+        opened.read(part.tensor, part.begin + offset, target)
+
+    def parts(self, chunk_weights: int | None = None) -> list[Part]:
+        """Return the rows of the table.
+
+        Raises
+        ------
+        InputTypeError, InputValueError
+            If `chunk_weights` is no number of weights.
+        """
+        if chunk_weights is None:
+            return [Part(tensor, 0, tensor.size) for tensor in self.tensors]
+        if not isinstance(chunk_weights, int) or isinstance(chunk_weights, bool):
+            msg = f"{self.function}: chunk_weights is a {type(chunk_weights).__name__}"
+            raise InputTypeError(msg, "give the most weights of a row, or None")
+        if chunk_weights < 1:
+            msg = f"{self.function}: chunk_weights is {chunk_weights}"
+            raise InputValueError(msg, "a row has at least one weight")
+        return [part for tensor in self.tensors for part in parts_of(tensor, chunk_weights)]
+
+    def schema(self, form: str, *, chunked: bool = False) -> pa.Schema:
+        """Return the columns of the layer table."""
+        chunks = layout.CHUNK_FIELDS if chunked else ()
+        column = FORMS[form]
+        return pa.schema([*layout.LAYER_FIELDS, *chunks, pa.field(column.column, column.arrow)])
+
+    def batches(
+        self,
+        parts: Sequence[Part],
+        form: str | None = "weights",
+        *,
+        chunked: bool = False,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Iterator[pa.Table]:
+        """Yield rows of the layer table, a batch at a time.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+            The rows to read.
+        form : {"weights", "raw", "quantized"}, optional
+            What to read of them; None reads nothing, and the column is not there.
+        chunked : bool
+            Whether the columns that say which part of a layer a row is are there.
+        max_rows, max_bytes : int, optional
+            The most rows of a batch, and the most bytes of its weights unless one row has more; default `BATCH_BYTES`.
+        """
+        sizes = [0 if form is None else self._size(part, form) for part in parts]
+        cuts = batches_of(sizes, max_bytes or BATCH_BYTES, max_rows or len(parts) or 1)
+        if form is None:
+            yield from (listing(parts[a:b], chunked=chunked) for a, b in cuts)
+            return
+        with Opened(self) as opened:
+            for a, b in cuts:
+                yield self._table(opened, parts[a:b], form, chunked)  # no name holds it when the next is read
+
+    def _table(self, opened: Opened, parts: Sequence[Part], form: str, chunked: bool) -> pa.Table:  # noqa: FBT001
+        read = {"weights": self._weights, "raw": self._raw, "quantized": self._quantized}[form]
+        return listing(parts, chunked=chunked).append_column(FORMS[form].column, read(opened, parts))
+
+    def _size(self, part: Part, form: str) -> int:
+        """Return the bytes that a row takes in the column."""
+        if form == "raw":
+            return part.n_bytes
+        if form == "quantized":
+            return part.n_bytes if scheme_of_dtype(part.tensor.dtype) else 0
+        return 4 * part.size if is_float(part.tensor.dtype) else 0
+
+    def _raw(self, opened: Opened, parts: Sequence[Part]) -> pa.Array:
+        for part in parts:
+            if part.n_bytes > MAX_BINARY_BYTES:
+                error = EngineError(
+                    f"the tensor has {part.n_bytes} bytes, a Polars Binary value at most {MAX_BINARY_BYTES}",
+                    "chunk_weights= cuts it into rows",
+                )
+                raise error.at(function=self.function, layer=part.tensor.name)
+        offsets, data = self._bytes(opened, parts, [part.n_bytes for part in parts])
+        return build.binaries(offsets, data, None)
+
+    def _bytes(self, opened: Opened, parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Array, Array]:
+        offsets = build.offsets_of(np.array(sizes, np.int64))
+        data = build.empty(int(offsets[-1]), np.uint8)
+        for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            if end > begin:
+                self.read(opened, part, 0, data[begin:end])
+        return offsets, data
+
+    def _quantized(self, opened: Opened, parts: Sequence[Part]) -> pa.Array:
+        """Return the bytes of blocks and floats as they are, and null for what is neither."""
+        schemes = [scheme_of_dtype(part.tensor.dtype) for part in parts]
+        valid = np.array([scheme is not None for scheme in schemes], bool)
+        offsets, data = self._bytes(opened, parts, [self._size(part, "quantized") for part in parts])
+        mask, none = build.bitmap(valid), np.zeros(len(parts) + 1, np.int64)
+        lengths = [part.size if ok else None for part, ok in zip(parts, valid, strict=True)]
+        row_lengths = [part.tensor.shape[-1] if len(part.tensor.shape) > 1 else part.size for part in parts]
+        empty = build.float_lists(none, np.empty(0, np.float32), mask)
+        fields = [
+            pa.array(schemes, layout.TEXT),
+            pa.array(lengths, pa.int64()),
+            pa.array([n if ok else None for n, ok in zip(row_lengths, valid, strict=True)], pa.int64()),
+            build.binaries(offsets, data, mask),
+            empty,
+            empty,
+        ]
+        return build.structs(layout.QUANTIZED, fields, mask)
+
+    def _weights(self, opened: Opened, parts: Sequence[Part]) -> pa.Array:
+        valid = np.array([is_float(part.tensor.dtype) for part in parts], bool)
+        sizes = [part.size if ok else 0 for part, ok in zip(parts, valid, strict=True)]
+        offsets = build.offsets_of(np.array(sizes, np.int64))
+        values = build.empty(int(offsets[-1]), np.float32)
+        for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            if end == begin:
+                continue
+            if part.tensor.dtype == "F32":
+                self.read(opened, part, 0, values[begin:end].view(np.uint8))
+            elif part.tensor.dtype in BLOCK_DTYPES:
+                self._decode(opened, part, values[begin:end])
+            else:
+                self._convert(opened, part, values[begin:end])
+        return build.float_lists(offsets, values, build.bitmap(valid))
+
+    def _decode(self, opened: Opened, part: Part, values: Array) -> None:
+        """Decode blocks, some matrix rows at a time."""
+        row = part.tensor.shape[-1] if len(part.tensor.shape) > 1 else SUPER_BLOCK
+        step = max(READ_BYTES // (4 * row), 1) * row
+        for begin in range(0, values.size, step):
+            target = values[begin : begin + step]
+            piece = Part(part.tensor, part.start + begin, part.start + begin + target.size, 0)
+            try:
+                floats = FUNCTIONS["dequantize"](self._quantized(opened, [piece]))
+            except Aq2Error as error:
+                raise error.at(function=self.function, layer=part.tensor.name, row=None) from None
+            target[:] = floats.values.to_numpy()
+
+    def _convert(self, opened: Opened, part: Part, values: Array) -> None:
+        """Read elements of another float dtype piece by piece, so that they are never there twice."""
+        dtype = part.tensor.dtype
+        kind = numpy_dtype(dtype)
+        step = READ_BYTES // kind.itemsize
+        piece = np.empty(min(step, values.size), kind)
+        for begin in range(0, values.size, step):
+            target = values[begin : begin + step]
+            source = piece[: target.size]
+            self.read(opened, part, begin * kind.itemsize, source.view(np.uint8))
+            target[:] = decoded(source, dtype)
+            if dtype == "F64":
+                self._check_fits(source, target, part, begin)
+
+    def _check_fits(self, source: Array, target: Array, part: Part, begin: int) -> None:
+        lost = np.flatnonzero(np.isinf(target) & np.isfinite(source))
+        if lost.size:
+            value, position = float(source[lost[0]]), part.start + begin + int(lost[0])
+            error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
+            raise error.at(function=self.function, layer=part.tensor.name, position=position, value=value)
+
+
+def listing(parts: Sequence[Part], *, chunked: bool = False) -> pa.Table:
+    """Return what a table says of rows without their weights."""
+    tensors = [part.tensor for part in parts]
+    columns = [
+        pa.array([tensor.name for tensor in tensors], layout.TEXT),
+        pa.array([part.shape for part in parts], layout.INTS),
+        pa.array([tensor.dtype for tensor in tensors], layout.TEXT),
+    ]
+    if not chunked:
+        return pa.Table.from_arrays(columns, schema=pa.schema(layout.LAYER_FIELDS))
+    whole = [part.chunk is None for part in parts]
+    columns += [
+        pa.array([part.chunk for part in parts], pa.int32()),
+        pa.array([None if one else part.start for one, part in zip(whole, parts, strict=True)], pa.int64()),
+        pa.array([None if one else part.tensor.shape for one, part in zip(whole, parts, strict=True)], layout.INTS),
+    ]
+    return pa.Table.from_arrays(columns, schema=pa.schema([*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS]))
