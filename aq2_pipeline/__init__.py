@@ -6,7 +6,7 @@ out. One row is one list of weights, and its groups live inside the row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline.errors import (
     Aq2Error,
@@ -25,7 +25,7 @@ from aq2_pipeline.version import __version__ as __version__
 from aq2_pipeline.warming import warmup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from os import PathLike
 
     from duckdb import DuckDBPyConnection
@@ -50,6 +50,7 @@ __all__ = [
     "register_pyarrow",
     "scan_safetensors",
     "set_threads",
+    "sink_safetensors",
     "thread_limit",
     "unregister",
     "warmup",
@@ -108,6 +109,20 @@ def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_we
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def sink_safetensors(
+    given: Any,
+    target: str | PathLike[str],
+    *,
+    dtype: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a safetensors file: see `aq2_pipeline.io.safetensors_sink.sink_safetensors`."""
+    from aq2_pipeline.io import safetensors_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+
+    safetensors_sink.sink_safetensors(given, target, dtype=dtype, metadata=metadata, progress=progress)
 
 
 def compare(

@@ -15,7 +15,7 @@ import pyarrow as pa
 from aq2_pipeline import schemes as known
 from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
-from aq2_pipeline.io.decoding import is_float
+from aq2_pipeline.io.dtypes import is_float
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parts import Part
 from aq2_pipeline.io.writing import replacing

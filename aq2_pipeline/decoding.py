@@ -40,6 +40,10 @@ class Decoding:
     valid : bool array
     failures : dict
         Row -> what is wrong with it.
+    data, scales, zero_points : Weights
+        The values of the column, and where each row's begin and end.
+    schemes : list of (Scheme, int64 array)
+        With the rows that each is of.
     """
 
     def __init__(self, quantized: pa.Array, skip: Collection[int] = ()) -> None:
@@ -50,25 +54,25 @@ class Decoding:
         self.valid[list(skip)] = False
         self.lengths = np.zeros(n, np.int64)
         self.row_lengths = np.zeros(n, np.int64)
-        self._data = arrow.read_bytes(fields["quantized_data"], self.valid)
-        self._scales = arrow.read_floats(fields["scales"], self.valid, name="scales")
-        self._zeros = arrow.read_floats(fields["zero_points"], self.valid, name="zero_points")
-        for column in (self._data, self._scales, self._zeros):
+        self.data = arrow.read_bytes(fields["quantized_data"], self.valid)
+        self.scales = arrow.read_floats(fields["scales"], self.valid, name="scales")
+        self.zero_points = arrow.read_floats(fields["zero_points"], self.valid, name="zero_points")
+        for column in (self.data, self.scales, self.zero_points):
             for row, error in column.failures.items():
                 self._fail(row, error)
-        self._parts = self._schemes(fields["scheme"])
+        self.schemes = self._read_schemes(fields["scheme"])
         self._read_lengths(fields["length"], fields.get("row_length"))
-        for scheme, rows in self._parts:
+        for scheme, rows in self.schemes:
             self._check_sizes(scheme, rows)
-            self._check_numbers("scale", self._scales, rows, -np.inf, np.inf)
-            self._check_numbers("zero point", self._zeros, rows, 0.0, float(2**scheme.bit_width - 1))
+            self._check_numbers("scale", self.scales, rows, -np.inf, np.inf)
+            self._check_numbers("zero point", self.zero_points, rows, 0.0, float(2**scheme.bit_width - 1))
 
     def _fail(self, row: int, error: Aq2Error) -> None:
         self.failures.setdefault(row, error.at(row=row))
         self.valid[row] = False
         self.lengths[row] = self.row_lengths[row] = 0
 
-    def _schemes(self, names: pa.Array) -> list[tuple[Scheme, Array]]:
+    def _read_schemes(self, names: pa.Array) -> list[tuple[Scheme, Array]]:
         """Return the stored schemes with their rows; what only a request may say is refused."""
         if not (pt.is_string(names.type) or pt.is_large_string(names.type) or pt.is_string_view(names.type)):
             msg = f"the field scheme is {names.type}"
@@ -81,7 +85,7 @@ class Decoding:
     def _read_lengths(self, length: pa.Array, row_length: pa.Array | None) -> None:
         self.lengths[:] = _int64(length, np.full(self.valid.size, -1))
         self.row_lengths[:] = self.lengths if row_length is None else _int64(row_length, self.lengths)
-        sizes = self._data.lengths
+        sizes = self.data.lengths
         bad = (self.lengths < 0) | (self.row_lengths < 0) | ((self.row_lengths == 0) & (self.lengths > 0))
         bad |= self.lengths % np.maximum(self.row_lengths, 1) != 0
         bad |= self.lengths > 8 * sizes  # a weight takes a bit at least: no forged length can ask for memory
@@ -95,7 +99,7 @@ class Decoding:
             msg = f"{scheme.name!r} has rows of a multiple of {scheme.block} weights, found {self.row_lengths[row]}"
             self._fail(int(row), InputValueError(msg))
         expected = sizes_of(scheme, self.lengths[rows], self.row_lengths[rows])
-        columns = (self._data, self._scales, self._zeros)
+        columns = (self.data, self.scales, self.zero_points)
         for name, want, column in zip(("bytes of data", "scales", "zero points"), expected, columns, strict=True):
             found = column.lengths[rows]
             for k in np.flatnonzero((want != found) & self.valid[rows]).tolist():
@@ -124,9 +128,9 @@ class Decoding:
         values = build.empty(offsets[-1], np.float32)
         tasks: list[Sequence[Callable[[], None]]] = []
         results = []
-        for scheme, rows in self._parts:
+        for scheme, rows in self.schemes:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
-            columns = (self._data, self._scales, self._zeros)
+            columns = (self.data, self.scales, self.zero_points)
             spans = pieces.spans(scheme, [(c.starts, np.where(self.valid, c.stops, c.starts)) for c in columns])
             data, scales, zeros = ((column.values, *ends) for column, ends in zip(columns, spans, strict=True))
             target = span(pieces.of(offsets[:-1]) + pieces.offsets, pieces.lengths)

@@ -123,7 +123,7 @@ MAY_IMPORT = {
     "layers": LEFT_OF_WRAPPER,
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
-    "io": LEFT_OF_FILES | {"version"},
+    "io": LEFT_OF_FILES | {"decoding", "version"},
     "comparing": LEFT_OF_FILES,
     "picture": {"errors", "io", "weights"},
     "cli": LEFT_OF_FILES | {"", "comparing", "demo", "picture"},

@@ -14,7 +14,7 @@ import pyarrow as pa
 from aq2_pipeline import policy, schemes
 from aq2_pipeline.codecs import IDENTITY
 from aq2_pipeline.errors import Aq2Error, InputValueError
-from aq2_pipeline.io.decoding import is_float
+from aq2_pipeline.io.dtypes import is_float
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parquet import LAYER_TABLE, QuantizedFile, write_quantized
 from aq2_pipeline.io.writing import write_safetensors

@@ -11,7 +11,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from aq2_pipeline.io.decoding import DTYPE_BITS
+from aq2_pipeline.io.dtypes import DTYPE_BITS
 from aq2_pipeline.io.parts import Tensor
 from aq2_pipeline.io.paths import MAX_NAME_BYTES, Stamp, bad_file, stamp_of
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
-from aq2_pipeline.io.decoding import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
+from aq2_pipeline.io.dtypes import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
 from aq2_pipeline.io.parts import Part, Tensor, batches_of, parts_of
 from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH_BYTES", "READ_BYTES", "Form", "Opened", "Source"]
 
-#: Bytes of weights that the rows of one batch hold at the most; a larger row stands alone.
-BATCH_BYTES = 1 << 26
+#: Bytes of weights that the rows of one batch hold at the most; a larger row stands alone. Polars' streaming engine
+#: holds about fourteen batches at once.
+BATCH_BYTES = 1 << 24
 #: Bytes that one read takes at the most, so that an interrupt is answered between two.
 READ_BYTES = 1 << 24
 #: What every block format's blocks divide.

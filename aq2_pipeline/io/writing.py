@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 from contextlib import contextmanager, suppress
 from itertools import accumulate
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["replacing", "write_safetensors"]
 
+#: Of Linux: `fcntl.h` and `linux/fs.h`.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 #: What a full disk is called; such errors do not say which file they are about.
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: The most bytes of a target's name that its temporary file repeats, adding 34: file systems take 255.
@@ -50,9 +54,8 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         msg = f"{str(path)!r} is there and is no regular file"
         raise OSError(msg)
-    _remove_stale(path)
-    temporary = path.parent / f"{_temporary_stem(path)}{os.getpid()}-{secrets.token_hex(4)}"
-    _ours.add(temporary.name)
+    remove_stale(path)
+    temporary = temporary_of(path)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
@@ -62,17 +65,76 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and (error.errno in _FULL or error.filename in (temporary, str(temporary))):
-            error.filename, error.filename2 = str(path), None  # the name that the user knows
+        if isinstance(error, OSError):
+            name_target(error, path, temporary)
         raise
     finally:
-        _ours.discard(temporary.name)
-    if os.name == "posix":  # the new name survives a power cut only once its directory is written
-        folder = os.open(path.parent, os.O_RDONLY)
+        release(temporary)
+    sync_folder(path.parent)
+
+
+def name_target(error: OSError, path: Path, temporary: Path) -> None:
+    """Have an error name the target, which the user knows, instead of a temporary file, or of nothing."""
+    if error.errno in _FULL or str(error.filename).startswith(str(temporary)):
+        error.filename, error.filename2 = str(path), None
+
+
+def publish(made: Path, path: Path) -> None:
+    """Give a complete file or folder the target's name; what was there is there, whole, until then.
+
+    A folder that is there is exchanged with the new one in one step where the
+    system can (renameat2 of Linux), and goes.
+    """
+    _sync(made)
+    if made.is_dir() and path.exists():
+        if not _exchanged(made, path):
+            old = made.with_name("old")
+            path.rename(old)
+            made.rename(path)
+    else:
+        made.replace(path)
+    sync_folder(path.parent)
+
+
+def _sync(made: Path) -> None:
+    """Write a file, or all files of a folder, to the disk."""
+    for path in [*made.rglob("*"), made] if made.is_dir() else [made]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, if the system can."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an old C library
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a directory: a new name survives a power cut only then."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return a new temporary path beside a target, ours until `release`."""
+    temporary = path.parent / f"{_temporary_stem(path)}{os.getpid()}-{secrets.token_hex(4)}"
+    _ours.add(temporary.name)
+    return temporary
+
+
+def release(temporary: Path) -> None:
+    """Say that a temporary path is no longer written."""
+    _ours.discard(temporary.name)
 
 
 def _temporary_stem(path: Path) -> str:
@@ -82,15 +144,26 @@ def _temporary_stem(path: Path) -> str:
     return f"{told}.tmp-{hashlib.sha256(socket.gethostname().encode(errors='replace')).hexdigest()[:8]}-"
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the temporary files of a target whose processes are gone."""
+def stale(path: Path) -> list[Path]:
+    """Return the temporary files and folders of a target whose processes are gone."""
     pattern = re.compile(re.escape(_temporary_stem(path)) + "([1-9][0-9]{0,9})-[0-9a-f]{8}")
+    found = []
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
-            found = pattern.fullmatch(entry.name)
-            if found and not _is_written(entry.name, int(found[1])):
-                with suppress(OSError):
-                    path.with_name(entry.name).unlink()
+            match = pattern.fullmatch(entry.name)
+            if match and not _is_written(entry.name, int(match[1])):
+                found.append(path.with_name(entry.name))
+    return found
+
+
+def remove_stale(path: Path) -> None:
+    """Remove them."""
+    for left in stale(path):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink()
 
 
 def _is_written(name: str, pid: int) -> bool:
