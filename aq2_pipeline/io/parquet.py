@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
@@ -30,7 +31,8 @@ __all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "stored_bytes", "w
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
 LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
-_CHUNK_TABLE = pa.schema([*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized")])
+#: The bytes of a tensor that has no codes: elements of its dtype, little-endian.
+RAW = pa.field("raw", pa.large_binary())
 _CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
 #: Codes do not repeat, so a dictionary of them only costs.
 _DICTIONARIES = ["dtype", "quantized.scheme"]
@@ -83,17 +85,19 @@ def write_quantized(
     n_rows, writer = 0, None
     with replacing(target) as temporary:
         with ExitStack() as open_files:
+            pending: list[pa.Table] = []
             for given in tables:
                 table = pa.table(given)
                 if writer is None:
                     writer = open_files.enter_context(_writer(temporary, _schema_of(table), about))
-                table = _layer_table(table, writer.schema, target)
-                for first, last in _row_groups(table):
-                    writer.write_table(table.slice(first, last - first), row_group_size=last - first)
+                pending.append(_layer_table(table, writer.schema, target))
                 n_rows += len(table)
                 del given, table  # before the next is made
+                pending = _write_full(writer, pending, keep=True)
             if writer is None:
                 open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
+            else:
+                _write_full(writer, pending, keep=False)
         with pq.ParquetFile(temporary) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
@@ -102,12 +106,27 @@ def write_quantized(
 
 
 def _schema_of(table: pa.Table) -> pa.Schema:
-    return _CHUNK_TABLE if any(name in table.column_names for name in _CHUNK_NAMES) else LAYER_TABLE
+    """Return the columns of a layer table that a table has."""
+    chunks = layout.CHUNK_FIELDS if any(name in table.column_names for name in _CHUNK_NAMES) else ()
+    raw = [RAW] if RAW.name in table.column_names else []
+    return pa.schema([*layout.LAYER_FIELDS, *chunks, LAYER_TABLE.field("quantized"), *raw])
 
 
 def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
     options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
     return pq.ParquetWriter(path, schema.with_metadata(about), **options)
+
+
+def _write_full(writer: pq.ParquetWriter, pending: list[pa.Table], *, keep: bool) -> list[pa.Table]:
+    """Write the row groups that are full; return what is not, or write it too."""
+    if keep and sum(sum(_lengths(table)) for table in pending) * 4 <= ROW_GROUP_BYTES:
+        return pending
+    table = pa.concat_tables(pending) if pending else writer.schema.empty_table()
+    groups = list(_row_groups(table))
+    rest = groups.pop() if keep and groups else None
+    for first, last in groups:
+        writer.write_table(table.slice(first, last - first), row_group_size=last - first)
+    return [] if rest is None else [table.slice(rest[0], rest[1] - rest[0])]
 
 
 def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
@@ -116,7 +135,7 @@ def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
     if missing:
         msg = f"{str(target)!r}: the table has no column {', '.join(map(repr, missing))}"
         raise FormatError(msg, f"a layer table has {', '.join(map(repr, LAYER_TABLE.names))}")
-    late = [name for name in _CHUNK_NAMES if name in table.column_names and name not in schema.names]
+    late = [name for name in (*_CHUNK_NAMES, RAW.name) if name in table.column_names and name not in schema.names]
     if late:
         msg = f"{str(target)!r}: the table has the column {', '.join(map(repr, late))}, the tables before it do not"
         raise FormatError(msg, "give the first table these columns too, with nulls")
@@ -132,7 +151,7 @@ def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
 
 def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows that stand for at most `ROW_GROUP_BYTES` of float32 weights."""
-    lengths = [n or 0 for chunk in table["quantized"].chunks for n in chunk.field("length").to_pylist()]
+    lengths = _lengths(table)
     first = n_bytes = 0
     for row, length in enumerate(lengths):
         if row > first and n_bytes + 4 * length > ROW_GROUP_BYTES:
@@ -141,6 +160,15 @@ def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
         n_bytes += 4 * length
     if first < len(lengths):
         yield first, len(lengths)
+
+
+def _lengths(table: pa.Table) -> list[int]:
+    """Return the weights that each row holds, or what its bytes are worth."""
+    lengths = [n or 0 for chunk in table["quantized"].chunks for n in chunk.field("length").to_pylist()]
+    if RAW.name in table.column_names:
+        raw = pc.binary_length(table[RAW.name]).to_pylist()
+        return [n or (size or 0) // 4 for n, size in zip(lengths, raw, strict=True)]
+    return lengths
 
 
 class QuantizedFile:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
-__all__ = ["Quantized", "Row", "rows_of"]
+__all__ = ["Quantized", "Row", "readable", "rows_of"]
 
 #: Rows that the streaming engine hands over at a time: a row may be a large layer.
 _CHUNK_ROWS = 1
@@ -96,23 +96,38 @@ def rows_of(given: Any, function: str) -> Iterator[Row]:
     InputTypeError, InputValueError, SchemeError
         Naming the layer.
     """
-    for batch in _batches(given, function):
+    for batch in _batches(readable(given, function)[0]):
         yield from _Batch(batch, function).rows()
 
 
-def _batches(given: Any, function: str) -> Iterator[pa.RecordBatch]:
+def readable(given: Any, function: str) -> tuple[Any, list[str]]:
+    """Return a layer table as `rows_of` reads it once, and the names of its columns.
+
+    Raises
+    ------
+    InputTypeError
+        If it is no table.
+    """
+    if isinstance(given, pl.LazyFrame):
+        return given, given.collect_schema().names()
+    if isinstance(given, pa.RecordBatch):
+        return given, given.schema.names
+    if not isinstance(given, pa.RecordBatchReader):
+        if not hasattr(given, "__arrow_c_stream__"):
+            msg = f"{function}: the table is a {type(given).__name__}"
+            raise InputTypeError(msg, "give a LazyFrame, a table, or a reader of record batches")
+        given = pa.RecordBatchReader.from_stream(given)
+    return given, given.schema.names
+
+
+def _batches(given: Any) -> Iterator[pa.RecordBatch]:
     if isinstance(given, pl.LazyFrame):
         for frame in given.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True, lazy=True, engine="streaming"):
             yield from frame.to_arrow().to_batches()
     elif isinstance(given, pa.RecordBatch):
         yield given
-    elif isinstance(given, pa.RecordBatchReader):
-        yield from given
-    elif hasattr(given, "__arrow_c_stream__"):
-        yield from pa.RecordBatchReader.from_stream(given)
     else:
-        msg = f"{function}: the table is a {type(given).__name__}"
-        raise InputTypeError(msg, "give a LazyFrame, a table, or a reader of record batches")
+        yield from given
 
 
 class _Batch:

@@ -41,6 +41,8 @@ class Layer(NamedTuple):
         None where it is written as it came, or as floats.
     is_float : bool
         Whether a layer without a scheme comes as float32 `weights`, and not as the bytes of its dtype.
+    row_length : int or None
+        Of a layer with a scheme: the weights of a matrix row.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layer(NamedTuple):
     dtype: str | None
     scheme: Scheme | None = None
     is_float: bool = False
+    row_length: int | None = None
 
 
 class Sink:
@@ -102,8 +105,9 @@ class Sink:
 
 def layer_of(row: Row) -> Layer:
     """Return the layer that a row is of."""
-    scheme = None if row.quantized is None else row.quantized.scheme
-    return Layer(row.name, row.tensor_shape, row.dtype, scheme, row.weights is not None)
+    if row.quantized is None:
+        return Layer(row.name, row.tensor_shape, row.dtype, is_float=row.weights is not None)
+    return Layer(row.name, row.tensor_shape, row.dtype, row.quantized.scheme, row_length=row.quantized.row_length)
 
 
 def described(row: Row) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class Staging:
         """
         for spec in specs:
             self._check_spec(spec)
-        told = []
+        told: list[Any] = []
         for piece in pieces:
             data = memoryview(np.ascontiguousarray(piece.data).reshape(-1).view(np.uint8).data)
             file, offset = self._place(piece, len(data))
@@ -177,7 +177,7 @@ class Staging:
             self._journal.write(json.dumps(entry) + "\n")
             self._journal.flush()
         self._note(entry)
-        return sum(size for *_, size in told)
+        return sum(int(size) for *_, size in told)
 
     def _check_spec(self, spec: Spec) -> None:
         known = self.specs.setdefault(spec.name, spec) if self._end is not None else self.specs.get(spec.name)
@@ -239,22 +239,31 @@ class Staging:
                 target.truncate(file.size)
         self._files[0].truncate(0)
 
-    def read(self, name: str) -> Array:
-        """Return the bytes of a tensor, whose pieces must be all there."""
-        data = np.empty(self.specs[name].n_bytes, np.uint8)
+    def read(self, name: str, begin: int = 0, size: int | None = None) -> Array:
+        """Return bytes of a tensor, whose pieces must be all there; by default all of them."""
+        size = self.specs[name].n_bytes - begin if size is None else size
+        data = np.empty(size, np.uint8)
         for span in self._ordered(name):
-            file, at, view = self._files[span.file], 0, memoryview(data[span.begin : span.begin + span.size].data)
-            file.seek(span.offset)
-            while at < span.size:
-                n = file.readinto(view[at:])
-                if not n:
-                    raise FormatError("its bytes are not there any more").at(layer=name)
-                at += n
+            first, last = max(span.begin, begin), min(span.begin + span.size, begin + size)
+            if first < last:
+                offset = span.offset + first - span.begin
+                _read(self._files[span.file], offset, memoryview(data[first - begin : last - begin].data))
         return data
 
 
 def _size(span: _Span) -> int:
     return span.size
+
+
+def _read(file: FileIO, offset: int, target: memoryview) -> None:
+    file.seek(offset)
+    at = 0
+    while at < len(target):
+        n = file.readinto(target[at:])
+        if not n:
+            msg = "a temporary file is cut"
+            raise FormatError(msg)
+        at += n
 
 
 def _write(file: FileIO, offset: int, data: memoryview) -> None:
@@ -275,7 +284,7 @@ def _copy(source: int, offset: int, size: int, target: FileIO) -> None:
             n = len(data)
             _write(target, target.tell(), memoryview(data))
         if not n:
-            msg = "the spool is cut"
+            msg = "a temporary file is cut"
             raise FormatError(msg)
         offset, size = offset + n, size - n
 
