@@ -43,13 +43,16 @@ __all__ = [
     "SchemeError",
     "compare",
     "dequantize",
+    "diff",
     "policy_scheme",
     "quantization_error",
     "quantize",
     "register",
     "register_pyarrow",
+    "scan_parquet",
     "scan_safetensors",
     "set_threads",
+    "sink_parquet",
     "sink_safetensors",
     "thread_limit",
     "unregister",
@@ -123,6 +126,40 @@ def sink_safetensors(
     from aq2_pipeline.io import safetensors_sink  # noqa: PLC0415 - readers and writers are imported when they are used
 
     safetensors_sink.sink_safetensors(given, target, dtype=dtype, metadata=metadata, progress=progress)
+
+
+def sink_parquet(
+    given: Any,
+    target: str | PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table of quantized layers to a Parquet file: see `aq2_pipeline.io.parquet_sink.sink_parquet`."""
+    from aq2_pipeline.io import parquet_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+
+    parquet_sink.sink_parquet(given, target, metadata=metadata, progress=progress)
+
+
+def scan_parquet(source: str | PathLike[str]) -> LazyFrame:
+    """Return a Parquet file of quantized layers as a lazy layer table: see `aq2_pipeline.io.parquet_source`."""
+    from aq2_pipeline.io import parquet_source  # noqa: PLC0415 - readers and writers are imported when they are used
+
+    return parquet_source.scan_parquet(source)
+
+
+def diff(
+    first: str | PathLike[str],
+    second: str | PathLike[str],
+    *,
+    layers: str = "*",
+    threads: int | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> DataFrame:
+    """Return how far the layers of two models are apart: see `aq2_pipeline.differing.diff`."""
+    from aq2_pipeline import differing  # noqa: PLC0415 - readers and writers are imported when they are used
+
+    return differing.diff(first, second, layers=layers, threads=threads, progress=progress)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The command `aq2`: inspect, compare, quantize and decode model files.
+"""The command `aq2`: inspect, quantize, decode, convert and compare model files of any format.
 
 Exit codes: 0 done, 1 a bad file, scheme or disk (one message, no traceback), 2 a
 wrong command line, 130 interrupted, 143 terminated.
@@ -6,38 +6,33 @@ wrong command line, 130 interrupted, 143 terminated.
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import re
 import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from aq2_pipeline import __version__, policy
 from aq2_pipeline import schemes as known_schemes
 from aq2_pipeline.errors import Aq2Error
 
 try:
-    import rich.box
-    import rich.console
-    import rich.progress
-    import rich.table
-    import rich.text
     import typer
     import typer.core
+
+    from aq2_pipeline import console
 except ImportError as error:  # one line, because the command's entry point imports this module
     msg = f"aq2: the command needs the extra [cli]: pip install 'aq2-pipeline[cli]' ({error})"
     raise SystemExit(msg) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import polars as pl
 
     from aq2_pipeline.comparing import ComparedLayer
-    from aq2_pipeline.io.convert import LayerReport, Report
+    from aq2_pipeline.io.recipes import Recipe
+    from aq2_pipeline.io.reports import LayerReport, Report
 
 __all__ = ["app", "main"]
 
@@ -45,8 +40,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 #: What `compare` tries unless told otherwise.
 _COMPARED = "int2_g32_asym,int3_g64_asym,int4_g128,int4_g64,int4_g64_asym,int6_g64,int8_g128"
-
-Result = TypeVar("Result")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 class _Group(typer.core.TyperGroup):
@@ -57,6 +51,8 @@ class _Group(typer.core.TyperGroup):
             return super().invoke(ctx)
         except (Aq2Error, ImportError) as error:
             typer.echo(f"aq2: {error}", err=True)
+        except MemoryError as error:
+            typer.echo(f"aq2: {str(error) or 'out of memory'}", err=True)
         except BrokenPipeError:  # `aq2 inspect m | head`: nobody reads on, and the last flush must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
@@ -75,7 +71,16 @@ Mode = StrEnum("Mode", [(name, name) for name in (*policy.POLICIES, *policy.ALIA
 
 Source = Annotated[Path, typer.Argument(show_default=False)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; the result does not depend on it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+To = Annotated[str | None, typer.Option("--to", help="The target's format, if its name does not say it.")]
+Memory = Annotated[str | None, typer.Option(help="The memory that the process may take, e.g. 1GB.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Take up a run of the same that was killed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and how large; write nothing.")]
+ConfigFrom = Annotated[
+    Path | None,
+    typer.Option(help="The folder, or GGUF file, whose configuration goes along; default the source's own."),
+]
+ScaleDtype = Annotated[str, typer.Option(help="Of scales: F32, F16 or BF16, where the format has them.")]
 
 
 def main() -> None:
@@ -103,16 +108,21 @@ def aq2(
 def inspect(
     file: Source,
     stats: Annotated[bool, typer.Option(help="Read the weights for their statistics.")] = True,
+    metadata: Annotated[bool, typer.Option("--metadata", help="Print the model's own metadata too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the layers of a safetensors file, or of a Parquet file of quantized layers."""
+    """List the layers of a model: safetensors, GGUF, ONNX, NPZ, Parquet, a file, a folder of shards or their index."""
     from aq2_pipeline.io import listing  # noqa: PLC0415 - heavy
 
-    title, rows = listing.inspect_file(file, stats=stats)
+    title, rows, about = listing.inspect_file(file, stats=stats)
     if as_json:
-        _print_json({"file": str(file), "about": title, "layers": rows})
-    else:
-        _print_table(title, rows)
+        found = {"metadata": about} if metadata else {}
+        console.print_json({"file": str(file), "about": title, **found, "layers": rows})
+        return
+    if metadata:
+        for name, value in about.items():
+            typer.echo(f"{console.shown(name)}: {console.shown(str(value))}")
+    console.print_table(title, rows)
 
 
 @app.command()
@@ -120,58 +130,94 @@ def quantize(
     source: Source,
     target: Source,
     scheme: Annotated[
-        str | None, typer.Option(help="One scheme for every float tensor, e.g. int4_g64_asym.", show_default=False)
+        str | None,
+        typer.Option(help="One scheme for every float tensor of two or more axes, e.g. q4_k.", show_default=False),
     ] = None,
     policy_name: Annotated[
         Mode | None, typer.Option("--policy", help="A policy that chooses by name, rank and size; default diffusion.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="What the policy is asked for; default 4.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="pattern=scheme or pattern=keep, for layers or modules by name; the first that fits counts."),
+    ] = None,
+    to: To = None,
+    config_from: ConfigFrom = None,
+    scale_dtype: ScaleDtype = "F32",
+    memory: Memory = None,
     threads: Threads = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a safetensors file to a Parquet file."""
-    from aq2_pipeline.io.convert import Recipe, quantize_file  # noqa: PLC0415 - heavy
-    from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
+    """Quantize a model to Parquet, GGUF, compressed-tensors or MLX, or decoded again to safetensors."""
+    from aq2_pipeline.io.recipes import Recipe, parse_rule  # noqa: PLC0415 - heavy
 
     if scheme is not None and (policy_name is not None or bits is not None):
         msg = "--scheme is for every tensor: leave out --policy and --bits"
         raise typer.BadParameter(msg)
     if scheme is not None and scheme.isdecimal():  # a shell's words have no types: 4 is an integer here
         scheme = known_schemes.parse(int(scheme)).name
-    recipe = Recipe(scheme, policy_name.value if policy_name else policy.DEFAULT_MODE, 4 if bits is None else bits)
-    n_layers = len(open_source(source).tensors)
-    report = _with_progress(
-        n_layers, as_json, lambda tell: quantize_file(source, target, recipe, threads=threads, progress=tell)
-    )
-    if as_json:
-        _print_json(report.as_json())
-        return
-    _print_left_alone(report)
-    bits_per_weight = _figure(report.bits_per_weight)
-    typer.echo(
-        f"{source} -> {target} ({report.recipe}): {len(report.quantized)} of {len(report.layers)} layers quantized, "
-        f"{bits_per_weight} bits per weight, {_size(source.stat().st_size)} -> {_size(target.stat().st_size)}, "
-        f"SQNR {_figure(report.sqnr_db)} dB"
-    )
+    mode = policy_name.value if policy_name else policy.DEFAULT_MODE
+    rules = tuple(parse_rule(text) for text in rule or ())
+    recipe = Recipe(scheme, mode, 4 if bits is None else bits, rules)
+    given = {"to": to, "config_from": config_from, "scale_dtype": scale_dtype}
+    _run(source, target, recipe, given, memory, threads, resume, dry_run, as_json)
 
 
 @app.command()
-def dequantize(source: Source, target: Source, threads: Threads = None, as_json: Json = False) -> None:
-    """Decode a Parquet file of quantized layers to float32 in a safetensors file."""
-    from aq2_pipeline.io.convert import dequantize_file  # noqa: PLC0415 - heavy
-    from aq2_pipeline.io.parquet import QuantizedFile  # noqa: PLC0415
+def dequantize(
+    source: Source,
+    target: Source,
+    dtype: Annotated[str | None, typer.Option(help="F32, F16 or BF16; default that of each layer's source.")] = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Decode quantized layers to a safetensors file."""
+    given = {"to": "safetensors", "dtype": dtype}
+    _run(source, target, None, given, memory, threads, resume, dry_run, as_json)
 
-    with QuantizedFile(source) as file:
-        n_layers = len(file.layers)
-    report = _with_progress(
-        n_layers, as_json, lambda tell: dequantize_file(source, target, threads=threads, progress=tell)
-    )
+
+@app.command()
+def convert(
+    source: Source,
+    target: Source,
+    to: To = None,
+    config_from: ConfigFrom = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model in another format, every layer as it is."""
+    _run(source, target, None, {"to": to, "config_from": config_from}, memory, threads, resume, dry_run, as_json)
+
+
+@app.command()
+def diff(
+    first: Source,
+    second: Source,
+    layers: Annotated[str, typer.Option(help="Only layers whose names match the pattern.")] = "*",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two models layer by layer, quantized or not, of any formats; the figures are of decoded weights."""
+    from aq2_pipeline import differing  # noqa: PLC0415 - heavy
+
+    total = differing.size_of(first, layers)
+    with console.progress(total, quiet=as_json) as tell:
+        table = differing.diff(
+            first, second, layers=layers, threads=threads, progress=lambda name, n: tell(name, n, None)
+        )
     if as_json:
-        _print_json(report.as_json())
+        console.print_json({"files": [str(first), str(second)], **differing.as_json(table)})
         return
-    _print_left_alone(report)
-    size = _size(target.stat().st_size)
-    typer.echo(f"{source} -> {target}: {len(report.quantized)} of {len(report.layers)} layers decoded, {size}")
+    console.print_table(f"{first} and {second}", table.to_dicts())
+    typer.echo(differing.summary(table))
 
 
 @app.command()
@@ -184,13 +230,13 @@ def schemes(as_json: Json = False) -> None:
     from aq2_pipeline.io import listing  # noqa: PLC0415 - heavy
 
     if as_json:
-        _print_json({"schemes": listing.list_schemes()})
-    elif rich.console.Console().is_terminal:
+        console.print_json({"schemes": listing.list_schemes()})
+    elif console.is_terminal():
         for title, rows in listing.sections():
-            _print_table(title, rows)
+            console.print_table(title, rows)
         typer.echo("g<n>, channel or tensor may stand for g128.")
     else:
-        _print_table("", listing.list_families())
+        console.print_table("", listing.list_families())
 
 
 @app.command()
@@ -210,7 +256,7 @@ def compare(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compare what schemes take and lose on the float tensors of two or more axes of a safetensors file.
+    """Compare what schemes take and lose on the float tensors of two or more axes of a model.
 
     Figures are pooled over the layers that all schemes take; nothing is decoded.
     """
@@ -225,23 +271,26 @@ def compare(
     words = [word.strip() for word in schemes.split(",") if word.strip()]
     wanted = [int(word) if word.isdecimal() else word for word in words]
     n_layers = len(comparing.layers_of(open_source(file), layers, vectors=vectors))
-    table = _with_progress(
-        n_layers,
-        as_json,
-        lambda tell: comparing.compare(file, wanted, layers=layers, vectors=vectors, threads=threads, progress=tell),
-        _compared_line,
-    )
+    with console.progress(n_layers, quiet=as_json, unit="layers") as tell:
+        table = comparing.compare(
+            file,
+            wanted,
+            layers=layers,
+            vectors=vectors,
+            threads=threads,
+            progress=lambda layer: tell(layer.name, 1, _compared_line(layer)),
+        )
     n_compared, n_weights = (max(table[name].to_list()) for name in ("n_layers", "n_weights"))
-    about = f"{_shown(file.name)}: {n_compared} of {n_layers} layers, {n_weights:,} weights"
+    about = f"{console.shown(file.name)}: {n_compared} of {n_layers} layers, {n_weights:,} weights"
     if output is not None:
         comparing.write_table(table, output)
     if picture is not None:
         pictures.draw(table, picture, about)
     if as_json:
-        _print_json({"file": str(file), "about": about, "schemes": comparing.as_json(table)})
+        console.print_json({"file": str(file), "about": about, "schemes": comparing.as_json(table)})
         return
     _print_refused(table)
-    _print_table(about, table.with_columns(table["refused"].list.len()).drop("reason").to_dicts())
+    console.print_table(about, table.with_columns(table["refused"].list.len()).drop("reason").to_dicts())
 
 
 @app.command()
@@ -254,95 +303,91 @@ def demo(
     script.run(out, typer.echo)
 
 
-def _with_progress(
-    n_layers: int,
-    quiet: bool,
-    work: Callable[[Callable[[Any], None]], Result],
-    line: Callable[[Any], str] | None = None,
-) -> Result:
-    """Run with a bar on a terminal, a line a layer elsewhere, both on the error stream."""
-    told = line or _line
-    console = rich.console.Console(stderr=True)
-    if quiet:
-        return work(lambda _: None)
-    if not console.is_terminal:
-        return work(lambda layer: typer.echo(told(layer), err=True))
-    with rich.progress.Progress(console=console, transient=True) as bar:
-        task = bar.add_task("layers", total=n_layers)
-        return work(lambda layer: bar.update(task, advance=1, description=rich.text.Text(_shown(layer.name)).plain))
+def _run(
+    source: Path,
+    target: Path,
+    recipe: Recipe | None,
+    given: dict[str, Any],
+    memory: str | None,
+    threads: int | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a model to a target, with progress and a summary."""
+    from aq2_pipeline.io import convert  # noqa: PLC0415 - heavy
+    from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
+    from aq2_pipeline.io.targets import Options, sink_for, target_for  # noqa: PLC0415
+
+    limit = _bytes(memory)
+    model = open_source(source)
+    sink = sink_for(target_for(target, given.pop("to")), Options(model, str(recipe or "as it is"), **given))
+    if dry_run:
+        report = convert.dry_run(model, sink, recipe)
+    else:
+        total = sum(tensor.n_bytes for tensor in model.tensors)
+        with console.progress(total, quiet=as_json) as tell:
+            report = convert.convert(
+                model,
+                target,
+                sink,
+                recipe,
+                memory=limit,
+                threads=threads,
+                resume=resume,
+                progress=lambda name, n, layer: tell(name, n, None if layer is None else _line(layer)),
+            )
+    if as_json:
+        console.print_json(report.as_json())
+    else:
+        _print_report(report, source, target)
+
+
+def _bytes(text: str | None) -> int | None:
+    """Return the bytes that ``1GB``, ``512MiB`` or a number say."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?\s*", text, re.IGNORECASE)
+    if not found or found[2].lower() not in _UNITS:
+        msg = f"{text!r} is no size; say e.g. 1GB or 800MiB"
+        raise typer.BadParameter(msg)
+    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def _line(layer: LayerReport) -> str:
-    figures = (
-        "" if layer.sqnr_db is None else f" {_figure(layer.bits_per_weight)} bits, SQNR {_figure(layer.sqnr_db)} dB"
-    )
-    return f"{_shown(layer.name)}: {layer.scheme or 'left out'}{figures}"
+    figures = ""
+    if layer.sqnr_db is not None:
+        figures = f" {console.figure(layer.bits_per_weight)} bits, SQNR {console.figure(layer.sqnr_db)} dB"
+    return f"{console.shown(layer.name)}: {layer.scheme or layer.dtype}{figures}"
 
 
 def _compared_line(layer: ComparedLayer) -> str:
-    figures = (f"{name} {_figure(sqnr)}" for name, sqnr in layer.sqnr_db.items())
-    return f"{_shown(layer.name)}: SQNR {', '.join(figures)} dB"
+    figures = (f"{name} {console.figure(sqnr)}" for name, sqnr in layer.sqnr_db.items())
+    return f"{console.shown(layer.name)}: SQNR {', '.join(figures)} dB"
 
 
 def _print_refused(table: pl.DataFrame) -> None:
     """Say on the error stream which layers a scheme could not take; the table counts them."""
     for row in table.filter(table["refused"].list.len() > 0).iter_rows(named=True):
-        names = ", ".join(map(_shown, row["refused"]))
+        names = ", ".join(map(console.shown, row["refused"]))
         typer.echo(f"{row['scheme']} refuses {len(row['refused'])} layers: {names}: {row['reason']}", err=True)
 
 
-def _print_left_alone(report: Report) -> None:
+def _print_report(report: Report, source: Path, target: Path) -> None:
+    """Say what was left alone and why, what has another scheme, and what it came to."""
     for layer in report.layers:
+        told = f"{console.shown(layer.name)} {layer.shape}"
         if layer.left_alone is not None:
-            kept = f" kept as {layer.scheme}" if layer.scheme else ""
-            typer.echo(f"left alone: {_shown(layer.name)} {layer.shape}{kept}: {layer.left_alone}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table on a terminal, tab-separated lines elsewhere, so that `cut` and `sort` take them."""
-    columns = list(rows[0]) if rows else []
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
-    console = rich.console.Console()
-    if not console.is_terminal:
-        typer.echo("\t".join(columns))
-        for line in cells:
-            typer.echo("\t".join(line))
-        return
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
-    for k, column in enumerate(columns):  # names fold where the terminal is narrow, figures stay whole
-        numbers = any(isinstance(row[column], int | float) for row in rows)
-        side: rich.console.JustifyMethod = "right" if numbers else "left"
-        header = column.replace("_", "\n")
-        table.add_column(header, justify=side, overflow="fold", no_wrap=numbers, min_width=4 if k else 12)
-    for line in cells:
-        table.add_row(*map(rich.text.Text, line))  # names are data: no markup
-    console.print(table, crop=False)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_figure(figure)}".strip() for name, figure in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    return _figure(value) if isinstance(value, float) else _shown(str(value))
-
-
-def _shown(name: str) -> str:
-    """Return a name as a terminal may show it: control characters escaped."""
-    return name if name.isprintable() else repr(name)
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"  # noqa: PLR2004
+            typer.echo(f"left alone: {told} as {layer.scheme or layer.dtype}: {layer.left_alone}")
+        elif layer.instead is not None:
+            typer.echo(f"{layer.scheme} instead: {told}: {layer.instead}")
+    n_quantized = len(report.quantized)
+    sizes = f"{console.size_text(report.source_bytes)} -> {console.size_text(report.target_bytes)}"
+    figures = []
+    if report.bits_per_weight is not None:
+        figures.append(f"{console.figure(report.bits_per_weight)} bits per weight")
+    if report.sqnr_db is not None:
+        figures.append(f"SQNR {console.figure(report.sqnr_db)} dB")
+    verb = "would be " if report.target is None else ""
+    counted = f"{n_quantized} of {len(report.layers)} layers {verb}quantized"
+    typer.echo(f"{source} -> {target} ({report.recipe}): {', '.join([counted, *figures, sizes])}")

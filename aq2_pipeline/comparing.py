@@ -15,7 +15,6 @@ import pyarrow as pa
 from aq2_pipeline import schemes as known
 from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
-from aq2_pipeline.io.dtypes import is_float
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parts import Part
 from aq2_pipeline.io.writing import replacing
@@ -162,7 +161,7 @@ def layers_of(file: Source, pattern: str = "*", *, vectors: bool = False) -> lis
     found = [
         tensor
         for tensor in tensors
-        if is_float(tensor.dtype)
+        if file.holds_weights(tensor)
         and tensor.size
         and (vectors or len(tensor.shape) >= _MATRIX_RANK)
         and fnmatchcase(tensor.name, pattern)

@@ -9,6 +9,8 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aq2_pipeline import rotations
 from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.families import (
@@ -105,6 +107,16 @@ class Scheme:
         100
         """
         return int(matrix_row(shape, self.group))
+
+    def sizes(self, length: int, row_length: int) -> tuple[int, int, int]:
+        """Return the bytes of data, the scales and the zero points of so many weights."""
+        data, scales, zeros = self.codec.sizes(np.array([length]), np.array([row_length]), self.params)
+        return int(data[0]), int(scales[0]), int(zeros[0])
+
+    def n_bytes(self, length: int, row_length: int) -> int:
+        """Return the bytes that all of them take."""
+        data, scales, zero_points = self.sizes(length, row_length)
+        return data + 4 * (scales + zero_points)
 
     def row_error(self, row_length: int) -> SchemeError | None:
         """Return what is wrong with matrix rows of a length, if anything is."""

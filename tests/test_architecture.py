@@ -41,6 +41,7 @@ LEFT_OF_FILES = LEFT_OF_WRAPPER | {"udfs.python", "io"}
 MAY_IMPORT = {
     "": {
         "comparing",
+        "differing",
         "duckdb",
         "errors",
         "functions",
@@ -123,10 +124,13 @@ MAY_IMPORT = {
     "layers": LEFT_OF_WRAPPER,
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
-    "io": LEFT_OF_FILES | {"decoding", "version"},
+    "io": LEFT_OF_FILES | {"decoding", "differences", "version"},
     "comparing": LEFT_OF_FILES,
     "picture": {"errors", "io", "weights"},
-    "cli": LEFT_OF_FILES | {"", "comparing", "demo", "picture"},
+    "differences": {"kernels", "threads", "weights"},
+    "differing": LEFT_OF_FILES | {"differences"},
+    "console": set(),
+    "cli": LEFT_OF_FILES | {"", "comparing", "console", "demo", "differing", "picture"},
     "demo": LEFT_OF_FILES | {""},
 }
 

@@ -27,6 +27,8 @@ class StoredLayer(NamedTuple):
         None where nothing is stored: the layer was not of floats.
     length, n_bytes : int
         Weights, and the bytes of their codes, scales and zero points.
+    row_length : int
+        The weights of a matrix row.
     """
 
     name: str
@@ -35,6 +37,7 @@ class StoredLayer(NamedTuple):
     scheme: str | None
     length: int
     n_bytes: int
+    row_length: int = 0
 
 
 class Part(NamedTuple):
@@ -95,13 +98,13 @@ def joined(parts: Sequence[Part], path: Path) -> tuple[list[StoredLayer], list[P
 
 def _layer(chunks: list[Part], path: Path) -> StoredLayer:
     """Return the layer of chunks that follow one another from its first weight to its last."""
-    name, _, dtype, scheme, *_ = chunks[0].stored
+    name, _, dtype, scheme, _, _, row_length = chunks[0].stored
     shape = [-1 if axis is None else axis for axis in chunks[0].tensor_shape or ()]
     length = math.prod(shape) if scheme else 0
     fault = _contradiction(chunks) or (_gap(chunks, length) if scheme else None)
     if fault:
         raise bad_file(path, fault, "a file has every chunk of a layer, each once", name)
-    return StoredLayer(name, shape, dtype, scheme, length, sum(chunk.stored.n_bytes for chunk in chunks))
+    return StoredLayer(name, shape, dtype, scheme, length, sum(chunk.stored.n_bytes for chunk in chunks), row_length)
 
 
 def _contradiction(chunks: list[Part]) -> str | None:
@@ -110,6 +113,7 @@ def _contradiction(chunks: list[Part]) -> str | None:
         ("tensor_shape", [chunk.tensor_shape for chunk in chunks]),
         ("dtype", [chunk.stored.dtype for chunk in chunks]),
         ("scheme", [chunk.stored.scheme for chunk in chunks]),
+        ("row_length", [chunk.stored.row_length for chunk in chunks]),
     ):
         if what == "tensor_shape" and None in told:
             return "a chunk is without a tensor_shape"

@@ -1,306 +1,377 @@
-"""From safetensors to quantized Parquet and back: what the command does, with a report of every layer."""
+"""From any source to any sink, chunk by chunk: what the commands do, with a report of every layer."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from aq2_pipeline import policy, schemes
-from aq2_pipeline.codecs import IDENTITY
+from aq2_pipeline import schemes
+from aq2_pipeline.differences import Difference, difference
 from aq2_pipeline.errors import Aq2Error, InputValueError
-from aq2_pipeline.io.dtypes import is_float
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import LAYER_TABLE, QuantizedFile, write_quantized
-from aq2_pipeline.io.writing import write_safetensors
-from aq2_pipeline.udfs.python import dequantize, quantization_error, quantize
+from aq2_pipeline.io.parts import Part, parts_of
+from aq2_pipeline.io.reports import LayerReport, Report
+from aq2_pipeline.io.rows import rows_of
+from aq2_pipeline.io.sinks import Layer, check_target, described, layer_of
+from aq2_pipeline.io.source import Source
+from aq2_pipeline.io.staging import staged
+from aq2_pipeline.io.targets import Options, sink_for, target_for
+from aq2_pipeline.io.writing import publish
+from aq2_pipeline.udfs.python import dequantize, quantize
+from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.parts import Tensor
+    from aq2_pipeline.io.recipes import Recipe
+    from aq2_pipeline.io.rows import Row
+    from aq2_pipeline.io.sinks import Sink
+    from aq2_pipeline.io.staging import Spec, Staging
 
-    Progress = Callable[["LayerReport"], None]
+    Progress = Callable[[str, int, LayerReport | None], None]
 
-__all__ = ["LayerReport", "Recipe", "Report", "dequantize_file", "quantize_file"]
+__all__ = [
+    "CHUNK_WEIGHTS",
+    "Plan",
+    "chunk_weights_for",
+    "convert",
+    "dequantize_file",
+    "dry_run",
+    "plan",
+    "quantize_file",
+]
+
+#: Weights of a chunk unless memory says otherwise: 16 MB of float32, which caches still help with.
+CHUNK_WEIGHTS = 1 << 22
+#: Chunks begin at multiples of so many matrix rows, so that what is packed across rows is whole words.
+_ROWS = 32
+#: What the interpreter and the libraries take, and the bytes that a weight of a chunk takes beyond, at the most.
+_BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 32
+_FEWEST = 1 << 16
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Which scheme each layer gets: one for all, or a policy's.
+class _Layer(NamedTuple):
+    """A tensor, what it becomes, and why."""
 
-    Parameters
+    tensor: Tensor
+    wanted: str | None
+    reason: str | None
+    form: str
+    held: Layer
+
+
+class Plan(NamedTuple):
+    """What a run will do.
+
+    Attributes
     ----------
-    scheme : str, optional
-        For every float tensor.
-    mode : str
-        The policy, where there is no scheme.
-    bits : int
-        What the policy is asked for.
+    layers : list of _Layer
+        In the order of the source.
+    specs : list of Spec
+        The tensors of the target.
+    """
+
+    layers: list[_Layer]
+    specs: list[Spec]
+
+
+def chunk_weights_for(memory: int | None) -> int:
+    """Return the weights of a chunk that a run within so many bytes may have.
+
+    Raises
+    ------
+    InputValueError
+        If no chunk fits.
+    """
+    if memory is None:
+        return CHUNK_WEIGHTS
+    found = (memory - _BASE_BYTES) // _BYTES_PER_WEIGHT
+    if found < _FEWEST:
+        msg = f"{memory} bytes of memory are too few"
+        raise InputValueError(msg, f"give at least {(_BASE_BYTES + _FEWEST * _BYTES_PER_WEIGHT) >> 20} MB")
+    return min(found, CHUNK_WEIGHTS)
+
+
+def plan(source: Source, sink: Sink, recipe: Recipe | None) -> Plan:
+    """Choose what becomes of each layer; nothing is read but names and shapes.
 
     Raises
     ------
     SchemeError
-        If there is no such scheme, policy or width.
+        For a scheme, or with a rule a layer, that the target cannot hold.
+    InputValueError
+        If nothing is left to quantize, or a rule is of no layer.
     """
-
-    scheme: str | None = None
-    mode: str = policy.DEFAULT_MODE
-    bits: int = 4
-
-    def __post_init__(self) -> None:
-        if self.scheme is None:
-            policy.policy_scheme(None, None, self.bits, self.mode)
-        else:
-            schemes.parse(self.scheme)
-
-    def __str__(self) -> str:
-        return self.scheme or f"policy {self.mode}, {self.bits} bits"
-
-    def scheme_of(self, name: str, shape: list[int]) -> str:
-        """Return the layer's scheme, as `aq2_policy_scheme` chooses it."""
-        return self.scheme or policy.policy_scheme(name, shape, self.bits, self.mode)
-
-    def reason(self, name: str, shape: list[int]) -> str:
-        """Return why a layer keeps its floats."""
-        if self.scheme is not None:
-            return "the scheme asked for keeps floats"
-        rules = policy.POLICIES[policy.mode_name(self.mode)]
-        return next(rule.reason for rule in rules if rule.matches(name, shape))
+    if recipe is not None:
+        recipe.check_rules([tensor.name for tensor in source.tensors])
+        for scheme in recipe.schemes():
+            side = 4096
+            sink.check(Layer("model.weight", (side, side), "F32", scheme, row_length=side))
+    layers = [_planned(source, tensor, sink, recipe) for tensor in source.tensors]
+    if recipe is not None and not any(layer.wanted for layer in layers):
+        msg = f"{str(source.path)!r}: 0 of {len(layers)} tensors would be quantized"
+        raise InputValueError(msg, f"the first is left alone: {layers[0].reason}" if layers else None)
+    return Plan(layers, [spec for layer in layers for spec in sink.tensors(layer.held)])
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of a layer.
-
-    Attributes
-    ----------
-    name : str
-    shape : list of int
-    dtype : str or None
-        Of the source.
-    scheme : str or None
-        None where it is not stored.
-    n_weights, n_bytes : int
-        `n_bytes` are those of codes, scales and zero points.
-    mse, sqnr_db : float or None
-        Mean squared error; None where nothing is stored, or the row is empty.
-    left_alone : str or None
-        Why it is not quantized; None where it is.
-    """
-
-    name: str
-    shape: list[int]
-    dtype: str | None
-    scheme: str | None
-    n_weights: int = 0
-    n_bytes: int = 0
-    mse: float | None = None
-    sqnr_db: float | None = None
-    left_alone: str | None = None
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """The bits that a weight takes, scales included."""
-        return 8 * self.n_bytes / self.n_weights if self.n_weights else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields for JSON, which has no infinity: a lossless layer has mse 0 and sqnr_db null."""
-        lossless = self.sqnr_db is not None and not math.isfinite(self.sqnr_db)
-        changed = {"sqnr_db": None} if lossless else {}
-        return {**asdict(self), "bits_per_weight": self.bits_per_weight, **changed}
+def _planned(source: Source, tensor: Tensor, sink: Sink, recipe: Recipe | None) -> _Layer:
+    """Return what becomes of a tensor."""
+    kept = source.scheme_of(tensor)
+    plain = Layer(tensor.name, tensor.shape, tensor.dtype)
+    if recipe is None:
+        wanted, reason = None, None
+    elif not source.holds_weights(tensor):
+        wanted, reason = None, f"{tensor.dtype} is no float dtype"
+    else:
+        wanted, reason = recipe.choose(plain, sink)
+    scheme = wanted or kept
+    if scheme is None:
+        sink.check(plain)
+        return _Layer(tensor, None, reason, "raw", plain)
+    parsed = schemes.parse(scheme)
+    row_length = sink.row_length(parsed, tensor.shape) if wanted else source.row_length(tensor, parsed)
+    held = plain._replace(scheme=parsed, row_length=row_length)
+    sink.check(held)
+    return _Layer(tensor, wanted, reason, "weights" if wanted else "quantized", held)
 
 
-@dataclass
-class Report:
-    """What became of a file; its figures are over the layers that are quantized.
-
-    Attributes
-    ----------
-    source, target : Path
-    recipe : str
-    layers : list of LayerReport
-    """
-
-    source: Path
-    target: Path
-    recipe: str
-    layers: list[LayerReport] = field(default_factory=list)
-
-    @property
-    def quantized(self) -> list[LayerReport]:
-        """The layers that lost bits."""
-        return [layer for layer in self.layers if layer.left_alone is None]
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """Bits a weight of the quantized layers, scales included."""
-        n_weights = sum(layer.n_weights for layer in self.quantized)
-        return 8 * sum(layer.n_bytes for layer in self.quantized) / n_weights if n_weights else None
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to noise of the quantized layers together, in decibels; None without noise."""
-        noise = signal = 0.0
-        for layer in self.quantized:
-            if layer.mse and layer.sqnr_db is not None:
-                noise += layer.mse * layer.n_weights
-                signal += layer.mse * layer.n_weights * 10 ** (layer.sqnr_db / 10)
-        return 10 * math.log10(signal / noise) if noise and signal else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything for JSON."""
-        return {
-            "source": str(self.source),
-            "target": str(self.target),
-            "recipe": self.recipe,
-            "bits_per_weight": self.bits_per_weight,
-            "sqnr_db": self.sqnr_db,
-            "source_bytes": self.source.stat().st_size,
-            "target_bytes": self.target.stat().st_size,
-            "layers": [layer.as_json() for layer in self.layers],
-        }
-
-
-def quantize_file(
-    source: Any, target: Any, recipe: Recipe, *, threads: int | None = None, progress: Progress | None = None
+def convert(
+    source: Any,
+    target: str | os.PathLike[str],
+    sink: Sink,
+    recipe: Recipe | None = None,
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
-    """Quantize a safetensors file to Parquet, a batch of layers in memory at a time.
+    """Write what a source holds to a target; with a recipe its floats are quantized, else everything stays.
 
     Parameters
     ----------
-    source, target : str or Path
-    recipe : Recipe
+    source : str, Path, list of these, or Source
+    target : str or Path
+        Replaced once the new one is complete.
+    sink : Sink
+    recipe : Recipe, optional
+    memory : int, optional
+        The bytes that the process may take; layers with one scale for all their
+        weights are whole in memory whatever this says.
     threads : int, optional
-        Threads to use; the file does not depend on it.
+        Threads to use; the target does not depend on it.
+    resume : bool
+        Take up a run that was killed, of the same source, recipe and options.
     progress : callable, optional
-        Called with each layer's `LayerReport`.
+        Called chunk by chunk with a layer's name, the bytes of the source that
+        are done more, and the layer's `LayerReport` with its last chunk.
 
     Raises
     ------
     Aq2Error
         Naming the layer; nothing is written then.
     OSError
+        If a file cannot be read or written; an earlier target stays.
     """
-    file = open_source(source)
-    report = Report(file.path, Path(target), str(recipe))
-    _check_apart(report)
-    if not any(is_float(tensor.dtype) for tensor in file.tensors):
-        msg = f"{str(file.path)!r}: 0 of {len(file.tensors)} tensors hold float weights"
-        raise InputValueError(msg)
-    metadata = {"aq2.recipe": report.recipe, "aq2.source": file.path.name}
-    if file.metadata:
-        metadata["aq2.source_metadata"] = json.dumps(file.metadata, sort_keys=True)
-    write_quantized(_quantized(file, recipe, report, threads, progress), report.target, metadata)
-    return report
+    model = source if isinstance(source, Source) else open_source(source)
+    path = Path(os.path.realpath(target))
+    _check_apart(model, path)
+    check_target(path, folder=sink.folder)
+    chosen = plan(model, sink, recipe)
+    chunk = chunk_weights_for(memory)
+    files = sink.files(chosen.specs)
+    identity = _identity(model, sink, recipe, chunk)
+    with staged(path, identity if resume else None) as staging:
+        staging.plan(chosen.specs, files, identity, folder=sink.folder)
+        _fill(staging, model, sink, chosen, chunk, threads, progress)
+        staging.check_complete()
+        rows = staging.rows
+        sink.finish(staging)
+        publish(staging.out, path)
+    return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
+
+
+def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
+    told = [__version__, model.fingerprint(), sink.name, sink.options(), str(recipe), chunk]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _check_apart(model: Source, path: Path) -> None:
+    for file in model.files:
+        if path.exists() and file.samefile(path):
+            msg = f"{str(path)!r} is both source and target"
+            raise InputValueError(msg, "write to another file")
+
+
+def _fill(
+    staging: Staging,
+    model: Source,
+    sink: Sink,
+    chosen: Plan,
+    chunk: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """Read, quantize and write what is not there yet."""
+    layers = {layer.tensor.name: layer for layer in chosen.layers}
+    done = _Done(chosen, progress)
+    for told in staging.rows:
+        done.add(told)
+    todo = [part for part in _parts(model, chosen, chunk) if (part.tensor.name, part.start) not in done.rows]
+    for form, parts in itertools.groupby(todo, key=lambda part: layers[part.tensor.name].form):
+        batches = model.batches(list(parts), form, chunked=True, max_bytes=4 * chunk)
+        while (table := next(batches, None)) is not None:
+            for row, told in _rows(table, layers, form, threads):
+                staging.add(told, sink.tensors(layer_of(row)), sink.pieces(row))
+                done.add(told)
+            del table  # one batch in memory, not two
+
+
+class _Done:
+    """What is written, and who is told of it."""
+
+    def __init__(self, chosen: Plan, progress: Progress | None) -> None:
+        self.rows: set[tuple[str, int]] = set()
+        self._layers = {layer.tensor.name: layer for layer in chosen.layers}
+        self._left = {layer.tensor.name: layer.tensor.size for layer in chosen.layers}
+        self._lost: dict[str, Difference] = {}
+        self._progress = progress
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Note a row of the journal."""
+        name, size = told["layer_name"], math.prod(told["shape"])
+        self.rows.add((name, told.get("start", 0)))
+        self._left[name] -= size
+        if "difference" in told:
+            self._lost[name] = self._lost.get(name, Difference()) + Difference(*told["difference"])
+        if self._progress is not None:
+            layer = self._layers[name]
+            n_bytes = layer.tensor.n_bytes * size // max(layer.tensor.size, 1)
+            self._progress(name, n_bytes, None if self._left[name] else _report(layer, self._lost.get(name)))
+
+
+def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
+    """Yield the parts in which each layer goes; what has one scale goes whole."""
+    if model.has_own_chunks:
+        yield from model.parts()
+        return
+    for layer in chosen.layers:
+        whole = layer.held.scheme is not None and layer.held.scheme.group == schemes.PER_TENSOR
+        yield from parts_of(layer.tensor, None if whole else chunk, _ROWS)
+
+
+def _rows(
+    table: pa.Table, layers: dict[str, _Layer], form: str, threads: int | None
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Yield the rows of a batch as they are stored, with what the journal says of them."""
+    names = table["layer_name"].to_pylist()
+    differences: list[Difference | None] = [None] * len(names)
+    if form == "weights":
+        table, differences = _quantized(table, layers, names, threads)
+    [batch] = table.combine_chunks().to_batches() or [None]
+    for row, lost in zip(rows_of(batch, "convert"), differences, strict=True):
+        told = described(row)
+        if layers[row.name].reason is not None:
+            told["reason"] = layers[row.name].reason
+        if lost is not None:
+            told["difference"] = [lost.size, lost.error, lost.weight, lost.other, lost.max_abs]
+        yield row, told
 
 
 def _quantized(
-    file: Source, recipe: Recipe, report: Report, threads: int | None, progress: Progress | None
-) -> Iterator[pa.Table]:
-    for table in file.batches(file.parts()):
-        names, shapes = table["layer_name"].to_pylist(), table["shape"].to_pylist()
-        chosen = pa.array([recipe.scheme_of(*layer) for layer in zip(names, shapes, strict=True)])
-        given = (table["weights"].combine_chunks(), chosen, table["shape"].combine_chunks())
-        try:
-            quantized = quantize(*given, threads=threads)
-            errors = quantization_error(*given, threads=threads).to_pylist()
-        except Aq2Error as error:
-            raise _of_layer(error, names) from None
-        dtypes, stored = table["dtype"].to_pylist(), quantized.field("scheme").to_pylist()
-        columns = [*table.select(LAYER_TABLE.names[:-1]).columns, quantized]
-        del table, given, quantized  # one batch of weights in memory, not two
-        yield pa.Table.from_arrays(columns, schema=LAYER_TABLE)
-        del columns
-        for layer in zip(names, shapes, dtypes, stored, errors, strict=True):
-            report.layers.append(_layer_report(recipe, *layer))
-            if progress is not None:
-                progress(report.layers[-1])
+    table: pa.Table, layers: dict[str, _Layer], names: list[str], threads: int | None
+) -> tuple[pa.Table, list[Difference | None]]:
+    weights, shapes = table["weights"].combine_chunks(), table["shape"].combine_chunks()
+    wanted = pa.array([layers[name].wanted for name in names])
+    try:
+        codes = quantize(weights, wanted, shapes, threads=threads)
+        decoded = dequantize(codes, threads=threads)
+    except Aq2Error as error:
+        raise _of_layer(error, names) from None
+    except MemoryError as error:
+        largest = max(range(len(names)), key=lambda k: len(weights[k]))
+        msg = f"layer {names[largest]!r}: no memory for its {4 * len(weights[largest])} bytes and their codes"
+        raise MemoryError(msg) from error
+    pairs = zip(weights, decoded, strict=True)
+    lost: list[Difference | None] = [
+        difference(one.values.to_numpy(), other.values.to_numpy(), threads) for one, other in pairs
+    ]
+    return table.drop(["weights"]).append_column("quantized", codes), lost
 
 
-def _layer_report(
-    recipe: Recipe, name: str, shape: list[int], dtype: str, scheme: str | None, error: dict[str, float | None] | None
-) -> LayerReport:
-    if scheme is None or error is None:
-        return LayerReport(name, shape, dtype, None, left_alone=f"{dtype} is not a float dtype; its data is left out")
-    n_weights = math.prod(shape)
-    n_bytes = round((error["bits_per_weight"] or 0) * n_weights / 8)
-    kept = recipe.reason(name, shape) if schemes.parse(scheme).codec is IDENTITY else None
-    return LayerReport(name, shape, dtype, scheme, n_weights, n_bytes, error["mse"], error["sqnr_db"], kept)
-
-
-def _of_layer(error: Aq2Error, names: list[str]) -> Aq2Error:
+def _of_layer(error: Aq2Error, names: Sequence[str]) -> Aq2Error:
     """Name the layer instead of the row of a batch."""
     return error if error.row is None else error.at(layer=names[error.row], row=None)
 
 
-def _check_apart(report: Report) -> None:
-    if report.target.exists() and report.source.samefile(report.target):
-        msg = f"{str(report.target)!r} is both source and target"
-        raise InputValueError(msg, "write to another file")
+def _reports(chosen: Plan, rows: Sequence[dict[str, Any]]) -> list[LayerReport]:
+    """Return what became of each layer, its rows together."""
+    lost: dict[str, Difference] = {}
+    for told in rows:
+        if "difference" in told:
+            lost[told["layer_name"]] = lost.get(told["layer_name"], Difference()) + Difference(*told["difference"])
+    return [_report(layer, lost.get(layer.tensor.name)) for layer in chosen.layers]
 
 
-def dequantize_file(
-    source: Any, target: Any, *, threads: int | None = None, progress: Progress | None = None
+def _report(layer: _Layer, lost: Difference | None) -> LayerReport:
+    tensor, held = layer.tensor, layer.held
+    scheme = None if held.scheme is None else held.scheme.name
+    n_bytes = tensor.n_bytes
+    if held.scheme is not None and held.row_length is not None:
+        n_bytes = held.scheme.n_bytes(tensor.size, held.row_length)
+    return LayerReport(
+        tensor.name,
+        list(tensor.shape),
+        tensor.dtype,
+        scheme,
+        tensor.size,
+        n_bytes,
+        None if lost is None else lost.mse,
+        None if lost is None else lost.sqnr_db,
+        None if layer.wanted else layer.reason,
+        layer.reason if layer.wanted else None,
+    )
+
+
+def quantize_file(
+    source: Any, target: str | os.PathLike[str], recipe: Recipe, *, to: str | None = None, **options: Any
 ) -> Report:
-    """Decode a Parquet file of quantized layers to float32 in a safetensors file, a batch at a time.
-
-    The chunks of a layer become one tensor; they may be anywhere in the file.
+    """Quantize a model file, or write one as it is, to a target of any format.
 
     Parameters
     ----------
-    source, target : str or Path
-    threads : int, optional
-    progress : callable, optional
-        As in `quantize_file`.
-
-    Returns
-    -------
-    Report
-        Layers that the Parquet file only lists, because they were not of
-        floats, are `left_alone` and not in the safetensors file.
-
-    Raises
-    ------
-    Aq2Error
-        Naming the layer; nothing is written then.
-    OSError
+    source : str or Path
+    target : str or Path
+    recipe : Recipe
+    to : str, optional
+        The format of the target, where its suffix does not say it.
+    **options
+        As `convert` takes them.
     """
-    with QuantizedFile(source) as file:
-        report = Report(file.path, Path(target), "float32")
-        _check_apart(report)
-        for layer in file.layers:
-            absent = None if layer.scheme else f"only its name is stored: {layer.dtype or 'it'} is not a float dtype"
-            size = (layer.length, layer.n_bytes)
-            report.layers.append(LayerReport(*layer[:4], *size, left_alone=absent))
-        kept = [(layer.name, layer.shape) for layer in report.quantized]
-        write_safetensors(report.target, kept, _decoded(file, report, threads, progress), file.source_metadata)
-    return report
+    model = open_source(source)
+    return convert(model, target, sink_for(target_for(target, to), Options(model, str(recipe))), recipe, **options)
 
 
-def _decoded(
-    file: QuantizedFile, report: Report, threads: int | None, progress: Progress | None
-) -> Iterator[tuple[int, int, Any]]:
-    """Yield for each row which of the written layers it belongs to, where it begins there, and its weights."""
-    numbers = [k for k, layer in enumerate(report.layers) if layer.left_alone is None]
-    written = {layer: k for k, layer in enumerate(numbers)}
-    rows_left = Counter(place.layer for place in file.places)
-    places = iter(file.places)
-    for batch in file.batches():
-        names = batch["layer_name"].to_pylist()
-        try:
-            weights = dequantize(batch["quantized"], threads=threads)
-        except Aq2Error as error:
-            raise _of_layer(error, names) from None
-        for row in weights:
-            layer, start = next(places)
-            if row.is_valid:
-                yield written[layer], start, row.values.to_numpy(zero_copy_only=True)
-            rows_left[layer] -= 1
-            if progress is not None and not rows_left[layer]:
-                progress(report.layers[layer])
+def dequantize_file(source: Any, target: str | os.PathLike[str], *, dtype: str | None = None, **options: Any) -> Report:
+    """Decode a file of quantized layers to a safetensors file: weights in `dtype`, or in that of their source."""
+    model = open_source(source)
+    return convert(model, target, sink_for(target_for("", "safetensors"), Options(model, "", dtype)), **options)
+
+
+def dry_run(source: Any, sink: Sink, recipe: Recipe | None) -> Report:
+    """Return what `convert` would make of each layer, without its errors; nothing is read or written."""
+    model = source if isinstance(source, Source) else open_source(source)
+    chosen = plan(model, sink, recipe)
+    return Report(model.path, None, str(recipe or "as it is"), _reports(chosen, []), _size(sink, chosen))
+
+
+def _size(sink: Sink, chosen: Plan) -> int:
+    return sum(file.size for file in sink.files(chosen.specs))

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import QuantizedFile, stored_bytes
-from aq2_pipeline.io.paths import open_regular
 from aq2_pipeline.udfs.python import weight_stats
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
+
+    from aq2_pipeline.io.parts import Tensor
+    from aq2_pipeline.io.source import Source
 
     Row = dict[str, Any]
 
 __all__ = ["inspect_file", "list_families", "list_schemes", "measured", "sections", "shown_name"]
 
-_PARQUET_MAGIC = b"PAR1"
 #: Of `aq2_weight_stats`, those that fit a line.
 _STATS = ("std", "abs_max", "kurtosis", "outlier_ratio", "non_finite")
 #: The side of the matrix that bits per weight are told of, or the next whole number of blocks.
@@ -32,57 +31,48 @@ SIDE = 4096
 MEASURED = Path(__file__).parents[1] / "measured.json"
 
 
-def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple[str, list[Row]]:
-    """Return a line about a file and a row for each of its layers.
+def inspect_file(source: Any, *, stats: bool = True) -> tuple[str, list[Row], dict[str, Any]]:
+    """Return a line about a model, a row for each of its layers, and its metadata.
 
     Parameters
     ----------
     source : str or Path
-        safetensors, or Parquet with a column ``quantized``.
+        A file of any format that is read.
     stats : bool
-        Read the weights of a safetensors file for `aq2_weight_stats`.
+        Read the weights of layers that are not quantized, for `aq2_weight_stats`.
 
     Raises
     ------
     FormatError
-        If the file is neither.
+        If the file is of none.
     OSError
     """
-    path = Path(source).expanduser()
-    with open_regular(path) as file:
-        magic = file.read(len(_PARQUET_MAGIC))
-    if magic == _PARQUET_MAGIC:
-        with QuantizedFile(path) as stored:
-            about = f"quantized by {stored.metadata.get('aq2.recipe', 'an unknown recipe')}"
-            return about, list(_stored_rows(stored))
-    model = open_source(path)
-    n_bytes = sum(tensor.n_bytes for tensor in model.tensors)
-    form = "weights" if stats else None
-    rows = [row for table in model.batches(model.parts(), form) for row in _rows(table, stats=stats)]
-    for row, tensor in zip(rows, model.tensors, strict=True):
-        row["bytes"] = tensor.n_bytes
-    return f"{len(rows)} tensors, {n_bytes} bytes", rows
+    model = open_source(source)
+    figures = _stats(model) if stats and not model.has_own_chunks else {}
+    rows = [_row(model, tensor, figures) for tensor in model.tensors]
+    about = f"{len(rows)} tensors, {sum(tensor.n_bytes for tensor in model.tensors)} bytes"
+    return about, rows, model.metadata
 
 
-def _rows(table: Any, *, stats: bool) -> Iterator[Row]:
-    figures = weight_stats(table["weights"].combine_chunks()).to_pylist() if stats else [None] * len(table)
-    for layer, found in zip(table.select(["layer_name", "shape", "dtype"]).to_pylist(), figures, strict=True):
-        row = {"layer": layer["layer_name"], "shape": layer["shape"], "dtype": layer["dtype"], "bytes": 0}
-        if stats:
-            row |= {name: found[name] if found else None for name in _STATS}
-        yield row
+def _row(model: Source, tensor: Tensor, figures: dict[str, dict[str, Any]]) -> Row:
+    row = {"layer": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.n_bytes}
+    if model.native:
+        scheme = model.scheme_of(tensor)
+        row["scheme"] = scheme
+        row["bits_per_weight"] = 8 * tensor.n_bytes / tensor.size if scheme and tensor.size else None
+    if figures:
+        row |= {name: figures[tensor.name][name] if tensor.name in figures else None for name in _STATS}
+    return row
 
 
-def _stored_rows(file: QuantizedFile) -> Iterator[Row]:
-    for layer in file.layers:
-        yield {
-            "layer": layer.name,
-            "shape": layer.shape,
-            "dtype": layer.dtype,
-            "bytes": layer.n_bytes,
-            "scheme": layer.scheme,
-            "bits_per_weight": 8 * layer.n_bytes / layer.length if layer.length else None,
-        }
+def _stats(model: Source) -> dict[str, dict[str, Any]]:
+    """Return the statistics of the layers of floats."""
+    parts = [part for part in model.parts() if model.holds_weights(part.tensor)]
+    found: dict[str, dict[str, Any]] = {}
+    for table in model.batches(parts):
+        figures = weight_stats(table["weights"].combine_chunks()).to_pylist()
+        found |= dict(zip(table["layer_name"].to_pylist(), figures, strict=True))
+    return found
 
 
 def measured() -> dict[str, float | None]:
@@ -147,7 +137,7 @@ def _scheme_row(name: str, figures: dict[str, float | None]) -> Row:
     return {
         "scheme": name,
         "bits": scheme.bit_width,
-        "bits_per_weight": 8 * stored_bytes(scheme, side * side, side) / side**2,
+        "bits_per_weight": 8 * scheme.n_bytes(side * side, side) / side**2,
         "group": group if family.grouped else None,
         "block": scheme.block if scheme.block > 1 else None,
         "methods": methods or None,

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,9 +23,9 @@ from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["LAYER_TABLE", "ROW_GROUP_BYTES", "QuantizedFile", "stored_bytes", "write_quantized"]
+__all__ = ["LAYER_TABLE", "RAW", "ROW_GROUP_BYTES", "QuantizedFile", "write_quantized"]
 
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
@@ -274,22 +273,46 @@ class QuantizedFile:
             known = schemes.parse(scheme)
         except Aq2Error as error:
             raise error.at(layer=name) from None
-        n_bytes = stored_bytes(known, length, length if row_length is None else row_length)
-        return StoredLayer(name, [length] if shape is None else shape, row.get("dtype"), known.name, length, n_bytes)
+        row_length = length if row_length is None else row_length
+        n_bytes = known.n_bytes(length, row_length)
+        shape = [length] if shape is None else shape
+        return StoredLayer(name, shape, row.get("dtype"), known.name, length, n_bytes, row_length)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield ``layer_name`` and ``quantized``, at most `ROW_GROUP_BYTES` of decoded weights or one layer."""
-        first = 0
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The elements of each row."""
+        return [part.stored.length if part.stored.scheme else _product(part.stored.shape) for part in self._parts]
+
+    def column(self, name: str, rows: Sequence[int]) -> Iterator[tuple[list[int], pa.Array]]:
+        """Yield a column of some rows, at most `ROW_GROUP_BYTES` of decoded weights or one row at a time.
+
+        Parameters
+        ----------
+        name : str
+        rows : sequence of int
+            Rising.
+
+        Yields
+        ------
+        (list of int, pyarrow.Array)
+            Which rows, and their values.
+        """
+        first, wanted = 0, set(rows)
         for group in range(self._file.num_row_groups):
-            n_rows = self._file.metadata.row_group(group).num_rows
-            lengths = [part.stored.length for part in self._parts[first : first + n_rows]]
-            step = max(1, ROW_GROUP_BYTES // (4 * max(lengths, default=0) or 1))
-            reader = self._file.iter_batches(
-                batch_size=min(step, max(n_rows, 1)), row_groups=[group], columns=["layer_name", "quantized"]
-            )
-            while (batch := self._read(lambda reader=reader: next(reader, None))) is not None:
-                yield batch
-            first += n_rows
+            last = first + self._file.metadata.row_group(group).num_rows
+            if wanted.isdisjoint(range(first, last)):
+                first = last
+                continue
+            step = max(1, ROW_GROUP_BYTES // (4 * max(self.sizes[first:last], default=0) or 1))
+            batches = self._file.iter_batches(batch_size=step, row_groups=[group], columns=[name])
+            while (batch := self._read(lambda batches=batches: next(batches, None))) is not None:
+                kept = [row for row in range(first, first + len(batch)) if row in wanted]
+                if len(kept) == len(batch):
+                    yield kept, batch[name]
+                elif kept:
+                    yield kept, batch[name].take(pa.array([row - first for row in kept]))
+                first += len(batch)
+            first = last
 
     def _read(self, read: Any) -> Any:
         try:
@@ -298,13 +321,7 @@ class QuantizedFile:
             raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
 
 
-def stored_bytes(scheme: schemes.Scheme, length: int, row_length: int) -> int:
-    """Return the bytes that codes, scales and zero points of so many weights take."""
-    data, scales, zero_points = scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)
-    return int(data[0] + 4 * (scales[0] + zero_points[0]))
-
-
-def _product(shape: list[int | None]) -> int:
+def _product(shape: Sequence[int | None]) -> int:
     product = 1
     for axis in shape:
         product *= -1 if axis is None or axis < 0 else axis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.rows import Row
     from aq2_pipeline.io.sinks import Layer, Progress
     from aq2_pipeline.io.staging import Staging
+    from aq2_pipeline.io.targets import Options
     from aq2_pipeline.weights import Array
 
 __all__ = ["ParquetSink", "sink_parquet"]
@@ -155,7 +158,7 @@ class ParquetSink(Sink):
         if layer.scheme is None:
             bits = 32 if layer.is_float else DTYPE_BITS[str(layer.dtype)]
             return [Spec(f"{layer.name}/raw", "", (), math.prod(layer.shape) * bits // 8)]
-        sizes = _sizes(layer.scheme, math.prod(layer.shape), layer.row_length or 0)
+        sizes = layer.scheme.sizes(math.prod(layer.shape), layer.row_length or 0)
         return [
             Spec(f"{layer.name}/{part}", "", (), size * item)
             for part, size, item in zip(_PARTS, sizes, _ITEM_BYTES, strict=True)
@@ -169,7 +172,7 @@ class ParquetSink(Sink):
                 yield Piece(f"{row.name}/raw", row.start * raw.size // max(math.prod(row.shape), 1), raw)
             return
         held = row.quantized
-        before = _sizes(held.scheme, row.start, held.row_length)
+        before = held.scheme.sizes(row.start, held.row_length)
         for part, item, begin in zip(_PARTS, _ITEM_BYTES, before, strict=True):
             array = held.data if part == "data" else getattr(held, part)
             yield Piece(f"{row.name}/{part}", begin * item, array)
@@ -204,7 +207,7 @@ def _gathered(staging: Staging, told: dict[str, Any]) -> pa.Table:
         item = n_bytes // n_whole if n_whole else 0
         return _table(told, None, staging.read(f"{name}/raw", start * item, size * item))
     scheme = schemes.parse(told["scheme"])
-    before, sizes = (_sizes(scheme, n, told["row_length"]) for n in (start, told["length"]))
+    before, sizes = (scheme.sizes(n, told["row_length"]) for n in (start, told["length"]))
     parts = [
         staging.read(f"{name}/{part}", begin * item, n * item)
         for part, item, begin, n in zip(_PARTS, _ITEM_BYTES, before, sizes, strict=True)
@@ -212,6 +215,15 @@ def _gathered(staging: Staging, told: dict[str, Any]) -> pa.Table:
     return _table(told, [parts[0], parts[1].view(np.float32), parts[2].view(np.float32)], None)
 
 
-def _sizes(scheme: schemes.Scheme, length: int, row_length: int) -> list[int]:
-    """Return the bytes of data, scales and zero points of so many weights."""
-    return [int(n[0]) for n in scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)]
+def from_options(options: Options) -> ParquetSink:
+    """Return the sink of a command, whose file says what it was made of, and how; nothing of the day."""
+    told = repr([tensor[:3] for tensor in options.source.tensors]).encode()
+    metadata = {
+        "aq2.recipe": options.recipe,
+        "aq2.source": options.source.path.name,
+        "aq2.source_tensors_sha256": hashlib.sha256(told).hexdigest(),
+    }
+    texts = {name: value for name, value in options.source.metadata.items() if isinstance(value, str)}
+    if texts:
+        metadata["aq2.source_metadata"] = json.dumps(texts, sort_keys=True)
+    return ParquetSink(metadata)

@@ -90,16 +90,18 @@ class Part(NamedTuple):
         return self.tensor.n_bytes * self.size // self.tensor.size
 
 
-def parts_of(tensor: Tensor, chunk_weights: int | None) -> list[Part]:
-    """Cut a tensor along its first axis into chunks of at most so many elements, or of one index where that has more.
+def parts_of(tensor: Tensor, chunk_weights: int | None, multiple: int = 1) -> list[Part]:
+    """Cut a tensor along its first axis into chunks of at most so many elements.
 
-    A vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole.
+    Chunks begin at multiples of `multiple` indices, and have at least these. A
+    vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole.
     """
     size = tensor.size
     if chunk_weights is None or size <= chunk_weights:
         return [Part(tensor, 0, size)]
     inner = math.prod(tensor.shape[1:])
-    step = max(chunk_weights // inner, 1) * inner
+    unit = inner * (multiple if len(tensor.shape) > 1 else 1)
+    step = max(chunk_weights // unit, 1) * unit
     if step >= size:
         return [Part(tensor, 0, size)]
     return [Part(tensor, start, min(start + step, size), k) for k, start in enumerate(range(0, size, step))]

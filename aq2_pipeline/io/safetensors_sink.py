@@ -11,7 +11,7 @@ import pyarrow as pa
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import FormatError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
-from aq2_pipeline.io.dtypes import DTYPE_BITS
+from aq2_pipeline.io.dtypes import DTYPE_BITS, IDENTITIES
 from aq2_pipeline.io.paths import open_regular
 from aq2_pipeline.io.safetensors_header import read_header
 from aq2_pipeline.io.sinks import Sink, layer_of, sink_rows
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.rows import Quantized, Row
     from aq2_pipeline.io.sinks import Layer, Progress
     from aq2_pipeline.io.staging import OutFile, Staging
+    from aq2_pipeline.io.targets import Options
     from aq2_pipeline.weights import Array
 
 __all__ = ["SafetensorsSink", "decoded_row", "float_bytes", "plain_piece", "plain_spec", "sink_safetensors"]
@@ -113,9 +114,13 @@ class SafetensorsSink(Sink):
         if row.quantized is None and row.weights is None:
             yield plain_piece(row)
             return
-        weights = row.weights if row.quantized is None else decoded_row(row.quantized)
         dtype = self._dtype_of(layer_of(row))
-        yield Piece(row.name, row.start * DTYPE_BITS[dtype] // 8, float_bytes(weights, dtype, row.name))
+        begin = row.start * DTYPE_BITS[dtype] // 8
+        if row.quantized is not None and row.quantized.scheme.name == IDENTITIES.get(dtype):
+            yield Piece(row.name, begin, row.quantized.data)
+            return
+        weights = row.weights if row.quantized is None else decoded_row(row.quantized)
+        yield Piece(row.name, begin, float_bytes(weights, dtype, row.name))
 
     def files(self, specs: Sequence[Spec]) -> list[OutFile]:
         """Lay out the file."""
@@ -125,6 +130,12 @@ class SafetensorsSink(Sink):
         """Read the header again."""
         with open_regular(staging.out) as file:
             read_header(file, staging.out)
+
+
+def from_options(options: Options) -> SafetensorsSink:
+    """Return the sink of a command: the source's metadata goes along."""
+    texts = {name: value for name, value in options.source.metadata.items() if isinstance(value, str)}
+    return SafetensorsSink(options.dtype, texts)
 
 
 def plain_spec(layer: Layer, dtype: str) -> Spec:

@@ -90,6 +90,18 @@ class Sink:
         """Complete `staging.out`, whose tensors are all written, and check what can be read of it."""
         raise NotImplementedError
 
+    def leaves(self, layer: Layer) -> str | None:  # noqa: ARG002 - formats of engines that know modules do
+        """Return why a layer stays as it is unless a rule names it; None where nothing speaks against codes."""
+        return None
+
+    def row_length(self, scheme: Scheme, shape: Sequence[int]) -> int:
+        """Return the weights of a matrix row, as the target cuts blocks and groups."""
+        return scheme.row_length(shape)
+
+    def options(self) -> str:
+        """Return what the target depends on beside the rows, for the identity of a run."""
+        return repr(sorted(vars(self).items(), key=str))
+
     def check(self, layer: Layer) -> None:
         """Check that a layer can be held.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
+    from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
 __all__ = ["BATCH_BYTES", "READ_BYTES", "Form", "Opened", "Source"]
@@ -137,6 +139,31 @@ class Source:
     def read(self, opened: Opened, part: Part, offset: int, target: Array) -> None:
         """Fill a uint8 array with bytes of a part; formats that compress or spread them have their own way."""
         opened.read(part.tensor, part.begin + offset, target)
+
+    def holds_weights(self, tensor: Tensor) -> bool:
+        """Whether the tensor is of floats, or of codes that decode to them."""
+        return is_float(tensor.dtype)
+
+    def scheme_of(self, tensor: Tensor) -> str | None:
+        """Return the scheme that a tensor's bytes are in; None where they are in none."""
+        return scheme_of_dtype(tensor.dtype)
+
+    #: Whether the rows of the table are cut as the file has it.
+    has_own_chunks = False
+
+    def held_as(self, tensor: Tensor) -> str:
+        """Return what a person reads of how a tensor is stored: its scheme, else its dtype."""
+        scheme = self.scheme_of(tensor)
+        return tensor.dtype if scheme is None or scheme.upper() == tensor.dtype else scheme
+
+    def row_length(self, tensor: Tensor, scheme: Scheme) -> int:  # noqa: ARG002 - a file may say another
+        """Return the weights of a matrix row of a tensor that is in a scheme."""
+        return tensor.shape[-1] if len(tensor.shape) > 1 else tensor.size
+
+    def fingerprint(self) -> str:
+        """Return what the source is told by, without reading it: its files' sizes and times, and its tensors."""
+        told = repr((self.stamps, self.tensors)).encode()
+        return hashlib.sha256(told).hexdigest()
 
     def parts(self, chunk_weights: int | None = None) -> list[Part]:
         """Return the rows of the table.

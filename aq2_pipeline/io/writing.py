@@ -1,30 +1,23 @@
-"""Files that appear whole or not at all, and safetensors files written layer by layer."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import hashlib
-import json
-import math
 import os
 import re
 import secrets
 import shutil
 import socket
 from contextlib import contextmanager, suppress
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from aq2_pipeline.errors import FormatError
-from aq2_pipeline.io.paths import MAX_NAME_BYTES, open_regular
-from aq2_pipeline.io.safetensors_header import MAX_HEADER_BYTES, read_header
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
-__all__ = ["replacing", "write_safetensors"]
+__all__ = ["name_target", "publish", "release", "remove_stale", "replacing", "stale", "temporary_of"]
 
 #: Of Linux: `fcntl.h` and `linux/fs.h`.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -179,75 +172,3 @@ def _is_written(name: str, pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def write_safetensors(
-    target: str | os.PathLike[str],
-    layers: Sequence[tuple[str, Sequence[int]]],
-    pieces: Iterable[tuple[int, int, Any]],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write float32 tensors, one piece in memory at a time.
-
-    Parameters
-    ----------
-    target : str or Path
-    layers : sequence of (name, shape)
-        All of them, in order: the header comes first.
-    pieces : iterable of (int, int, ndarray)
-        The position of a layer in `layers`, the weights of it before the piece,
-        and the piece: float32, contiguous. In any order, every weight once.
-    metadata : mapping of str to str, optional
-        The file's ``__metadata__``.
-
-    Raises
-    ------
-    FormatError
-        If a name cannot be written, or the pieces are not of their layers' sizes.
-    OSError
-        If the file cannot be written; an earlier one stays.
-    """
-    path = Path(target)
-    header = _header(path, layers, metadata)
-    sizes = [math.prod(shape) for _, shape in layers]
-    begins = list(accumulate(sizes, initial=0))
-    n_written = [0] * len(sizes)
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            at = 0
-            for k, start, array in pieces:
-                n_written[k] += array.size
-                if start < 0 or max(start + array.size, n_written[k]) > sizes[k]:
-                    msg = f"{start + array.size} weights for the shape {list(layers[k][1])}"
-                    raise FormatError(msg).at(layer=layers[k][0])
-                if begins[k] + start != at:
-                    at = begins[k] + start
-                    file.seek(8 + len(header) + 4 * at)
-                file.write(array.astype("<f4", copy=False).data)
-                at += array.size
-            for (name, shape), n, size in zip(layers, n_written, sizes, strict=True):
-                if n != size:
-                    msg = f"{n} weights for the shape {list(shape)}"
-                    raise FormatError(msg).at(layer=name)
-        with open_regular(temporary) as written:
-            read_header(written, path)
-
-
-def _header(path: Path, layers: Sequence[tuple[str, Sequence[int]]], metadata: Mapping[str, str] | None) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    at = 0
-    for name, shape in layers:
-        if name in entries or name == "__metadata__" or len(name.encode()) > MAX_NAME_BYTES:
-            msg = f"{str(path)!r}: the name cannot be written"
-            hint = f"names are unique, not '__metadata__', and have at most {MAX_NAME_BYTES} bytes"
-            raise FormatError(msg, hint).at(layer=name[:64])
-        size = 4 * math.prod(shape)
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins aligned
-    if len(text) > MAX_HEADER_BYTES:
-        msg = f"{str(path)!r}: the header would have {len(text)} bytes; readers take {MAX_HEADER_BYTES}"
-        raise FormatError(msg)
-    return text
