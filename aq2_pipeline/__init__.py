@@ -6,7 +6,7 @@ out. One row is one list of weights, and its groups live inside the row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline.errors import (
     Aq2Error,
@@ -43,11 +43,13 @@ __all__ = [
     "SchemeError",
     "compare",
     "dequantize",
+    "gguf_metadata",
     "policy_scheme",
     "quantization_error",
     "quantize",
     "register",
     "register_pyarrow",
+    "scan_gguf",
     "scan_safetensors",
     "set_threads",
     "thread_limit",
@@ -108,6 +110,20 @@ def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_we
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def scan_gguf(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return a GGUF file as a lazy layer table: see `aq2_pipeline.io.gguf.scan_gguf`."""
+    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+
+    return gguf.scan_gguf(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def gguf_metadata(source: str | PathLike[str]) -> dict[str, Any]:
+    """Return the key-values of a GGUF file: see `aq2_pipeline.io.gguf.gguf_metadata`."""
+    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+
+    return gguf.gguf_metadata(source)
 
 
 def compare(

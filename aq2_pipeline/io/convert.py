@@ -194,8 +194,9 @@ def quantize_file(
         msg = f"{str(file.path)!r}: 0 of {len(file.tensors)} tensors hold float weights"
         raise InputValueError(msg)
     metadata = {"aq2.recipe": report.recipe, "aq2.source": file.path.name}
-    if file.metadata:
-        metadata["aq2.source_metadata"] = json.dumps(file.metadata, sort_keys=True)
+    kept = dict(file.metadata)
+    if kept and all(isinstance(value, str) for value in kept.values()):  # those of GGUF have other types, too
+        metadata["aq2.source_metadata"] = json.dumps(kept, sort_keys=True)
     write_quantized(_quantized(file, recipe, report, threads, progress), report.target, metadata)
     return report
 

@@ -26,6 +26,8 @@ class Tensor(NamedTuple):
         Where its bytes are, counted from the start of its file.
     file : int
         Which of the source's files holds it.
+    block : int
+        The weights of a block; a vector is cut between blocks only. Rows are whole blocks.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Tensor(NamedTuple):
     begin: int
     end: int
     file: int = 0
+    block: int = 1
 
     @property
     def n_bytes(self) -> int:
@@ -93,12 +96,13 @@ class Part(NamedTuple):
 def parts_of(tensor: Tensor, chunk_weights: int | None) -> list[Part]:
     """Cut a tensor along its first axis into chunks of at most so many elements, or of one index where that has more.
 
-    A vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole.
+    A vector is cut at multiples of `chunk_weights`, or of the whole blocks in them. A tensor that is no longer is
+    whole.
     """
     size = tensor.size
     if chunk_weights is None or size <= chunk_weights:
         return [Part(tensor, 0, size)]
-    inner = math.prod(tensor.shape[1:])
+    inner = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else tensor.block
     step = max(chunk_weights // inner, 1) * inner
     if step >= size:
         return [Part(tensor, 0, size)]
