@@ -62,6 +62,10 @@ class Cursor:
                 raise bad_file(self.path, f"the file ends after {len(self.buffer)} bytes, in its header")
             self.buffer += more
 
+    def look_ahead(self, n: int) -> None:
+        """Have the next n bytes in the buffer, or all that are left."""
+        self.load(min(self.at + n, self.size))
+
     def length(self, what: str) -> int:
         """Return a count of bytes that follow, which are in the file."""
         (n,) = _LENGTH.unpack_from(self.buffer, self.take(8, what))

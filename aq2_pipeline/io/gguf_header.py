@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from aq2_pipeline.io.gguf_cursor import Cursor
-from aq2_pipeline.io.gguf_types import ARRAY, GGML_TYPES, REMOVED_TYPES, STRING, VALUE_NAMES, VALUE_TYPES, GgmlType
+from aq2_pipeline.io.gguf_types import ARRAY, GGML_TYPES, REMOVED_TYPES, STRING, VALUE_NAMES, VALUE_TYPES
 from aq2_pipeline.io.gguf_values import KeyValue
 from aq2_pipeline.io.parts import Tensor
 from aq2_pipeline.io.paths import MAX_NAME_BYTES, Stamp, bad_file
@@ -50,11 +50,12 @@ MAX_RANK = 4
 MAX_KEY_BYTES = 2**16 - 1
 MAX_TENSORS = 1_000_000
 MAX_KEY_VALUES = 1 << 16
-MAX_AXIS = 2**63 - 1
 
 _LENGTH, _KIND, _COUNTS, _ARRAY_HEAD = (struct.Struct(form) for form in ("<Q", "<I", "<4sIQQ", "<IQ"))
 #: By rank: the axes, the type, and the offset of the data.
 _INFOS = [struct.Struct(f"<{rank}QIQ") for rank in range(MAX_RANK + 1)]
+#: The most bytes of what is said of a tensor: its name, its rank and the rest.
+_MOST_INFO = 8 + MAX_NAME_BYTES + 4 + _INFOS[MAX_RANK].size
 #: The bytes of the shortest key-value and of the shortest tensor: a key of one byte, an empty name and one axis.
 _LEAST_KEY_VALUE, _LEAST_TENSOR = 8 + 1 + 4 + 1, 8 + 4 + 8 + 4 + 8
 
@@ -85,14 +86,9 @@ class Header(NamedTuple):
     stamp: Stamp
 
 
-class _Info(NamedTuple):
-    """What a header says of a tensor: `offset` counts from the beginning of the data."""
-
-    name: str
-    kind: GgmlType
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
+#: Name, number of the type, shape, offset of the data from where all data begins, and bytes. There may be a million:
+#: the collector of garbage lets go of tuples that hold only strings and numbers, which halves the time.
+_Info = tuple[str, int, tuple[int, ...], int, int]
 
 
 def read_header(file: FileIO, path: Path) -> Header:
@@ -234,21 +230,27 @@ def _alignment(path: Path, entry: KeyValue | None) -> int:
 
 def _info(cursor: Cursor, k: int) -> _Info:
     """Read and check what is said of a tensor, but for where its data is."""
-    path, buffer = cursor.path, cursor.buffer
-    what = f"the name of tensor {k}"
-    n = cursor.length(what)
-    if n > MAX_NAME_BYTES:
-        raise cursor.error(what, f"has {n} bytes; at most {MAX_NAME_BYTES} are read")
-    begin = cursor.take(n + 4, what)
-    name = _decoded(cursor, begin, n, what)
-    (rank,) = _KIND.unpack_from(buffer, begin + n)
-    if not 1 <= rank <= MAX_RANK:
-        raise bad_file(path, f"the tensor has {rank} axes; 1 to {MAX_RANK} are read", layer=name)
-    form = _INFOS[rank]
-    *axes, number, offset = form.unpack_from(buffer, cursor.take(form.size, "the shape", name))
+    path, buffer, at = cursor.path, cursor.buffer, cursor.at
+    if at + _MOST_INFO > len(buffer):
+        cursor.look_ahead(_MOST_INFO)
+    try:
+        (n,) = _LENGTH.unpack_from(buffer, at)
+        if n > MAX_NAME_BYTES:
+            what = f"the name of tensor {k}"
+            raise cursor.error(what, f"has {n} bytes; at most {MAX_NAME_BYTES} are read")
+        (rank,) = _KIND.unpack_from(buffer, at + 8 + n)
+        name = _decoded(cursor, at + 8, n, "the name of a tensor")
+        if not 1 <= rank <= MAX_RANK:
+            raise bad_file(path, f"the tensor has {rank} axes; 1 to {MAX_RANK} are read", layer=name)
+        form = _INFOS[rank]
+        *axes, number, offset = form.unpack_from(buffer, at + 12 + n)
+    except struct.error:
+        what = f"tensor {k}"
+        raise cursor.error(what, f"takes more than the {cursor.left} bytes that are left") from None
+    cursor.at = at + 12 + n + form.size
     shape = tuple(axes[::-1])
-    if min(axes) < 1 or max(axes) > MAX_AXIS:
-        raise bad_file(path, f"the shape {list(shape)} has an axis that is not in 1..2^63-1", layer=name)
+    if 0 in shape:
+        raise bad_file(path, f"the shape {list(shape)} has an axis of 0", layer=name)
     kind = GGML_TYPES.get(number)
     if kind is None:
         removed = REMOVED_TYPES.get(number)
@@ -258,33 +260,32 @@ def _info(cursor: Cursor, k: int) -> _Info:
     if axes[0] % kind.block:
         reason = f"{kind.name} takes rows of a multiple of {kind.block} weights, these have {axes[0]}"
         raise bad_file(path, reason, layer=name)
-    return _Info(name, kind, shape, offset, math.prod(axes) // kind.block * kind.n_bytes)
+    return name, number, shape, offset, math.prod(axes) // kind.block * kind.n_bytes
 
 
 def _check_unique(path: Path, infos: list[_Info]) -> None:
+    if len({name for name, *_ in infos}) == len(infos):
+        return
     numbers: dict[str, int] = {}
-    for k, info in enumerate(infos):
-        first = numbers.setdefault(info.name, k)
+    for k, (name, *_) in enumerate(infos):
+        first = numbers.setdefault(name, k)
         if first != k:
-            raise bad_file(path, f"two tensors, {first} and {k}, have this name", layer=info.name)
+            raise bad_file(path, f"two tensors, {first} and {k}, have this name", layer=name)
 
 
 def _placed(path: Path, infos: list[_Info], alignment: int, data_at: int, size: int) -> tuple[Tensor, ...]:
     """Return tensors in the order of their data, each within the file and none over another."""
     room = size - data_at
-    for name, _, _, offset, n_bytes in infos:
+    end, before, tensors = 0, "", []
+    for name, number, shape, offset, n_bytes in sorted(infos, key=operator.itemgetter(3)):
         if offset % alignment:
             raise bad_file(path, f"its data begins at {offset}, no multiple of {alignment}", layer=name)
         if offset + n_bytes > room:
             reason = f"its {n_bytes} bytes at {offset} are not within the {max(room, 0)} bytes of data"
             raise bad_file(path, reason, "the file is cut or damaged", name)
-    infos = sorted(infos, key=operator.attrgetter("offset"))
-    end, before = 0, ""
-    for name, _, _, offset, n_bytes in infos:
         if offset < end:
             raise bad_file(path, f"its data begins at {offset}, inside that of {before[:64]!r}", layer=name)
         end, before = offset + n_bytes, name
-    return tuple(
-        Tensor(name, kind.name, shape, data_at + offset, data_at + offset + n_bytes, 0, kind.block)
-        for name, kind, shape, offset, n_bytes in infos
-    )
+        kind = GGML_TYPES[number]
+        tensors.append(Tensor(name, kind.name, shape, data_at + offset, data_at + end, 0, kind.block))
+    return tuple(tensors)

@@ -12,7 +12,6 @@ from aq2_pipeline.io.gguf_header import (
     ALIGNMENT_KEY,
     DEFAULT_ALIGNMENT,
     MAGIC,
-    MAX_AXIS,
     MAX_KEY_BYTES,
     MAX_RANK,
     VERSIONS,
@@ -30,6 +29,7 @@ __all__ = ["LONGEST_NAME", "Layout", "header_of"]
 
 #: ggml's GGML_MAX_NAME is 64 with the NUL at the end.
 LONGEST_NAME = 63
+MAX_AXIS = 2**63 - 1
 _COUNTS = struct.Struct("<4sIQQ")
 
 
