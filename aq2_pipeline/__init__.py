@@ -44,14 +44,17 @@ __all__ = [
     "compare",
     "dequantize",
     "diff",
+    "gguf_metadata",
     "policy_scheme",
     "quantization_error",
     "quantize",
     "register",
     "register_pyarrow",
+    "scan_gguf",
     "scan_parquet",
     "scan_safetensors",
     "set_threads",
+    "sink_gguf",
     "sink_parquet",
     "sink_safetensors",
     "thread_limit",
@@ -128,6 +131,19 @@ def sink_safetensors(
     safetensors_sink.sink_safetensors(given, target, dtype=dtype, metadata=metadata, progress=progress)
 
 
+def sink_gguf(
+    given: Any,
+    target: str | PathLike[str],
+    *,
+    metadata_from: str | PathLike[str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a GGUF file: see `aq2_pipeline.io.gguf_sink.sink_gguf`."""
+    from aq2_pipeline.io import gguf_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+
+    gguf_sink.sink_gguf(given, target, metadata_from=metadata_from, progress=progress)
+
+
 def sink_parquet(
     given: Any,
     target: str | PathLike[str],
@@ -160,6 +176,20 @@ def diff(
     from aq2_pipeline import differing  # noqa: PLC0415 - readers and writers are imported when they are used
 
     return differing.diff(first, second, layers=layers, threads=threads, progress=progress)
+
+
+def scan_gguf(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return a GGUF file as a lazy layer table: see `aq2_pipeline.io.gguf.scan_gguf`."""
+    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+
+    return gguf.scan_gguf(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def gguf_metadata(source: str | PathLike[str]) -> dict[str, Any]:
+    """Return the key-values of a GGUF file: see `aq2_pipeline.io.gguf.gguf_metadata`."""
+    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+
+    return gguf.gguf_metadata(source)
 
 
 def compare(

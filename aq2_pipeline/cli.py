@@ -321,7 +321,7 @@ def _run(
 
     limit = _bytes(memory)
     model = open_source(source)
-    sink = sink_for(target_for(target, given.pop("to")), Options(model, str(recipe or "as it is"), **given))
+    sink = sink_for(target_for(target, given.pop("to")), Options(model, str(recipe or ""), **given))
     if dry_run:
         report = convert.dry_run(model, sink, recipe)
     else:
@@ -378,7 +378,7 @@ def _print_report(report: Report, source: Path, target: Path) -> None:
     for layer in report.layers:
         told = f"{console.shown(layer.name)} {layer.shape}"
         if layer.left_alone is not None:
-            typer.echo(f"left alone: {told} as {layer.scheme or layer.dtype}: {layer.left_alone}")
+            typer.echo(f"left alone: {told} as {layer.dtype}: {layer.left_alone}")
         elif layer.instead is not None:
             typer.echo(f"{layer.scheme} instead: {told}: {layer.instead}")
     n_quantized = len(report.quantized)

@@ -18,7 +18,7 @@ import aq2_pipeline.duckdb
 import aq2_pipeline.polars
 from aq2_pipeline import comparing, errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
-from aq2_pipeline.io import listing, safetensors
+from aq2_pipeline.io import gguf, listing, safetensors
 from aq2_pipeline.udfs import duckdb as duckdb_udfs
 from aq2_pipeline.udfs import pyarrow as pyarrow_udfs
 
@@ -387,6 +387,8 @@ def python_page() -> str:
         "register": duckdb_udfs.register,
         "unregister": duckdb_udfs.unregister,
         "register_pyarrow": pyarrow_udfs.register_pyarrow,
+        "gguf_metadata": gguf.gguf_metadata,
+        "scan_gguf": gguf.scan_gguf,
         "scan_safetensors": safetensors.scan_safetensors,
         "compare": comparing.compare,
     }

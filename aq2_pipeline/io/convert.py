@@ -264,8 +264,14 @@ def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
         yield from model.parts()
         return
     for layer in chosen.layers:
-        whole = layer.held.scheme is not None and layer.held.scheme.group == schemes.PER_TENSOR
-        yield from parts_of(layer.tensor, None if whole else chunk, _ROWS)
+        scheme = layer.held.scheme
+        vector = len(layer.tensor.shape) <= 1
+        if scheme is None or not layer.wanted:
+            yield from parts_of(layer.tensor, chunk, _ROWS)
+        elif scheme.group == schemes.PER_TENSOR or (vector and scheme.group == schemes.PER_CHANNEL):
+            yield from parts_of(layer.tensor, None)
+        else:
+            yield from parts_of(layer.tensor, chunk, _ROWS, math.lcm(max(scheme.group, 1), scheme.block))
 
 
 def _rows(

@@ -14,7 +14,7 @@ from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.udfs.python import weight_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from aq2_pipeline.io.parts import Tensor
     from aq2_pipeline.io.source import Source
@@ -31,7 +31,7 @@ SIDE = 4096
 MEASURED = Path(__file__).parents[1] / "measured.json"
 
 
-def inspect_file(source: Any, *, stats: bool = True) -> tuple[str, list[Row], dict[str, Any]]:
+def inspect_file(source: Any, *, stats: bool = True) -> tuple[str, list[Row], Mapping[str, Any]]:
     """Return a line about a model, a row for each of its layers, and its metadata.
 
     Parameters

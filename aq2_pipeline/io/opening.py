@@ -45,6 +45,7 @@ class Format(NamedTuple):
 #: The first that fits; safetensors takes what nothing else does, and says what is wrong with it.
 FORMATS = [
     Format("parquet", (".parquet",), (b"PAR1",), "parquet_source", "open_parquet"),
+    Format("GGUF", (".gguf",), (b"GGUF",), "gguf", "open_gguf"),
     Format("safetensors", (".safetensors", ".index.json"), (), "safetensors", "open_safetensors"),
 ]
 

@@ -223,7 +223,7 @@ def from_options(options: Options) -> ParquetSink:
         "aq2.source": options.source.path.name,
         "aq2.source_tensors_sha256": hashlib.sha256(told).hexdigest(),
     }
-    texts = {name: value for name, value in options.source.metadata.items() if isinstance(value, str)}
-    if texts:
+    texts = dict(options.source.metadata)
+    if texts and all(isinstance(value, str) for value in texts.values()):
         metadata["aq2.source_metadata"] = json.dumps(texts, sort_keys=True)
     return ParquetSink(metadata)

@@ -26,6 +26,8 @@ class Tensor(NamedTuple):
         Where its bytes are, counted from the start of its file.
     file : int
         Which of the source's files holds it.
+    block : int
+        The weights of a block; a vector is cut between blocks only. Rows are whole blocks.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Tensor(NamedTuple):
     begin: int
     end: int
     file: int = 0
+    block: int = 1
 
     @property
     def n_bytes(self) -> int:
@@ -90,17 +93,17 @@ class Part(NamedTuple):
         return self.tensor.n_bytes * self.size // self.tensor.size
 
 
-def parts_of(tensor: Tensor, chunk_weights: int | None, multiple: int = 1) -> list[Part]:
+def parts_of(tensor: Tensor, chunk_weights: int | None, rows: int = 1, unit: int = 1) -> list[Part]:
     """Cut a tensor along its first axis into chunks of at most so many elements.
 
-    Chunks begin at multiples of `multiple` indices, and have at least these. A
-    vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole.
+    Chunks begin at multiples of `rows` indices, and have at least these; those
+    of a vector at multiples of `unit` elements, and of whole blocks. A tensor
+    that is no longer is whole.
     """
     size = tensor.size
     if chunk_weights is None or size <= chunk_weights:
         return [Part(tensor, 0, size)]
-    inner = math.prod(tensor.shape[1:])
-    unit = inner * (multiple if len(tensor.shape) > 1 else 1)
+    unit = rows * math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else math.lcm(unit, tensor.block)
     step = max(chunk_weights // unit, 1) * unit
     if step >= size:
         return [Part(tensor, 0, size)]

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from aq2_pipeline import build, layout
+from aq2_pipeline import build, layout, schemes
 from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.io.dtypes import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
@@ -115,7 +115,7 @@ class Source:
     tensors : sequence of Tensor
         In the order of the table.
     metadata : mapping of str to object
-        The model's own; its values are strings, but in GGUF.
+        The model's own; its values are strings, but in GGUF, where they are read when they are asked for.
     function : str
         The public function that errors name.
     native : bool
@@ -134,7 +134,7 @@ class Source:
         native: bool = False,
     ) -> None:
         self.path, self.files, self.stamps, self.tensors = path, tuple(files), tuple(stamps), tuple(tensors)
-        self.metadata, self.function, self.native = dict(metadata), function, native
+        self.metadata, self.function, self.native = metadata, function, native
 
     def read(self, opened: Opened, part: Part, offset: int, target: Array) -> None:
         """Fill a uint8 array with bytes of a part; formats that compress or spread them have their own way."""
@@ -233,17 +233,17 @@ class Source:
         return 4 * part.size if is_float(part.tensor.dtype) else 0
 
     def _raw(self, opened: Opened, parts: Sequence[Part]) -> pa.Array:
-        for part in parts:
-            if part.n_bytes > MAX_BINARY_BYTES:
-                error = EngineError(
-                    f"the tensor has {part.n_bytes} bytes, a Polars Binary value at most {MAX_BINARY_BYTES}",
-                    "chunk_weights= cuts it into rows",
-                )
-                raise error.at(function=self.function, layer=part.tensor.name)
         offsets, data = self._bytes(opened, parts, [part.n_bytes for part in parts])
         return build.binaries(offsets, data, None)
 
     def _bytes(self, opened: Opened, parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Array, Array]:
+        for part, size in zip(parts, sizes, strict=True):
+            if size > MAX_BINARY_BYTES:
+                error = EngineError(
+                    f"the tensor has {size} bytes, a Polars Binary value at most {MAX_BINARY_BYTES}",
+                    "chunk_weights= cuts it into rows",
+                )
+                raise error.at(function=self.function, layer=part.tensor.name)
         offsets = build.offsets_of(np.array(sizes, np.int64))
         data = build.empty(int(offsets[-1]), np.uint8)
         for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -296,7 +296,11 @@ class Source:
             try:
                 floats = FUNCTIONS["dequantize"](self._quantized(opened, [piece]))
             except Aq2Error as error:
-                raise error.at(function=self.function, layer=part.tensor.name, row=None) from None
+                if error.position is None:
+                    raise error.at(function=self.function, layer=part.tensor.name, row=None) from None
+                block = (piece.start + error.position) // schemes.parse(BLOCK_DTYPES[part.tensor.dtype]).block
+                path = self.files[part.tensor.file]
+                raise bad_file(path, f"block {block}: {error.reason}", error.hint, part.tensor.name) from None
             target[:] = floats.values.to_numpy()
 
     def _convert(self, opened: Opened, part: Part, values: Array) -> None:

@@ -26,7 +26,7 @@ class Options(NamedTuple):
     source : Source
         What is written, for its metadata.
     recipe : str
-        What the layers become, for the target's metadata.
+        What the layers become, for the target's metadata; empty where they stay as they are.
     dtype : str or None
         Of decoded weights.
     scale_dtype : str
@@ -62,6 +62,7 @@ class Target(NamedTuple):
 
 TARGETS = [
     Target("parquet", (".parquet",), "parquet_sink"),
+    Target("gguf", (".gguf",), "gguf_sink"),
     Target("safetensors", (".safetensors",), "safetensors_sink"),
 ]
 
