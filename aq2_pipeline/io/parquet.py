@@ -85,14 +85,18 @@ def write_quantized(
     with replacing(target) as temporary:
         with ExitStack() as open_files:
             pending: list[pa.Table] = []
+            n_pending = 0
             for given in tables:
                 table = pa.table(given)
                 if writer is None:
                     writer = open_files.enter_context(_writer(temporary, _schema_of(table), about))
                 pending.append(_layer_table(table, writer.schema, target))
                 n_rows += len(table)
+                n_pending += 4 * sum(_lengths(pending[-1]))
                 del given, table  # before the next is made
-                pending = _write_full(writer, pending, keep=True)
+                if n_pending > ROW_GROUP_BYTES:
+                    pending = _write_full(writer, pending, keep=True)
+                    n_pending = 4 * sum(map(sum, map(_lengths, pending)))
             if writer is None:
                 open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
             else:
@@ -118,8 +122,6 @@ def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.Parqu
 
 def _write_full(writer: pq.ParquetWriter, pending: list[pa.Table], *, keep: bool) -> list[pa.Table]:
     """Write the row groups that are full; return what is not, or write it too."""
-    if keep and sum(sum(_lengths(table)) for table in pending) * 4 <= ROW_GROUP_BYTES:
-        return pending
     table = pa.concat_tables(pending) if pending else writer.schema.empty_table()
     groups = list(_row_groups(table))
     rest = groups.pop() if keep and groups else None

@@ -7,20 +7,20 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from aq2_pipeline import layout, schemes
+from aq2_pipeline import build, layout, schemes
 from aq2_pipeline.io.dtypes import DTYPE_BITS
-from aq2_pipeline.io.parquet import RAW, QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet import RAW, ROW_GROUP_BYTES, QuantizedFile, write_quantized
 from aq2_pipeline.io.rows import readable, rows_of
 from aq2_pipeline.io.sinks import Sink, check_target, described
 from aq2_pipeline.io.staging import OutFile, Piece, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from aq2_pipeline.io.rows import Row
     from aq2_pipeline.io.sinks import Layer, Progress
@@ -83,54 +83,79 @@ def sink_parquet(
     optional = {field.name for field in layout.CHUNK_FIELDS}.intersection(names)
     optional |= {RAW.name} if {RAW.name, "weights"}.intersection(names) else set()
     left_out = [name for name in _OPTIONAL if name not in optional]
-    write_quantized((one.drop(left_out) for one in _tables(table, progress)), target, metadata)
+    write_quantized(_tables(_rows(table, progress), left_out), target, metadata)
 
 
-def _tables(given: Any, progress: Progress | None) -> Iterator[pa.Table]:
+def _rows(given: Any, progress: Progress | None) -> Iterator[_Row]:
     for row in rows_of(given, "sink_parquet"):
-        held = row.quantized
+        held, told, raw = row.quantized, described(row), row.raw
         parts = None if held is None else (held.data, held.scales, held.zero_points)
-        raw = None if held is not None else row.raw
-        if held is None and raw is None and row.weights is not None:
-            raw = row.weights.view(np.uint8)
-            row = row._replace(dtype="F32")  # noqa: PLW2901 - floats of any width come as float32
-        yield _table(described(row), parts, raw)
+        if held is None and row.weights is not None:  # floats of any width come as float32
+            told["dtype"], raw = "F32", row.weights.view(np.uint8)
+        made = _Row(told, parts, raw if parts is None else None)
+        yield made
         if progress is not None:
-            progress(row.name, sum(part.nbytes for part in parts) if parts else 0 if raw is None else raw.nbytes)
+            progress(row.name, made.n_bytes)
 
 
-def _table(told: Mapping[str, Any], parts: Sequence[Array] | None, raw: Array | None) -> pa.Table:
-    """Return a row of a Parquet file."""
-    chunk = [told.get(field.name) for field in layout.CHUNK_FIELDS]
+class _Row(NamedTuple):
+    """A row of the file: what is said of it, and its codes, scales and zero points, or its bytes."""
+
+    told: Mapping[str, Any]
+    parts: Sequence[Array] | None
+    raw: Array | None
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of its arrays."""
+        return sum(part.nbytes for part in self.parts or ()) + (0 if self.raw is None else self.raw.nbytes)
+
+
+def _tables(rows: Iterable[_Row], left_out: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield tables of rows that stand for about a row group of weights, without some columns."""
+    pending: list[_Row] = []
+    size = 0
+    for row in rows:
+        pending.append(row)
+        size += row.told.get("length", row.n_bytes // 4)
+        if 4 * size > ROW_GROUP_BYTES:
+            yield _table(pending).drop(left_out)
+            pending, size = [], 0
+    if pending:
+        yield _table(pending).drop(left_out)
+
+
+def _table(rows: Sequence[_Row]) -> pa.Table:
     columns = {
-        "layer_name": pa.array([told["layer_name"]], layout.TEXT),
-        "shape": pa.array([told["shape"]], layout.INTS),
-        "dtype": pa.array([told["dtype"]], layout.TEXT),
-        **{f.name: pa.array([value], f.type) for f, value in zip(layout.CHUNK_FIELDS, chunk, strict=True)},
-        "quantized": _struct(told, parts),
-        "raw": pa.nulls(1, RAW.type) if raw is None else _binary(raw),
+        field.name: pa.array([row.told.get(field.name) for row in rows], field.type)
+        for field in (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS)
     }
+    columns["quantized"] = _structs(rows)
+    columns[RAW.name] = _binaries([row.raw for row in rows], np.array([row.raw is not None for row in rows]))
     return pa.table(columns)
 
 
-def _struct(told: Mapping[str, Any], parts: Sequence[Array] | None) -> pa.Array:
-    if parts is None:
-        return pa.nulls(1, layout.QUANTIZED)
-    data, *numbers = parts
-    floats = [pa.Array.from_buffers(pa.float32(), array.size, [None, pa.py_buffer(array)]) for array in numbers]
-    lists = [pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values) for values in floats]
-    fields = [
-        pa.array([told["scheme"]], layout.TEXT),
-        *(pa.array([told[name]], pa.int64()) for name in ("length", "row_length")),
-        _binary(data),
-        *(values.cast(layout.FLOATS) for values in lists),
+def _structs(rows: Sequence[_Row]) -> pa.Array:
+    """Return the column `quantized`; a row without codes is null."""
+    valid = np.array([row.parts is not None for row in rows])
+    mask = build.bitmap(valid)
+    data, *numbers = zip(*(row.parts or (None, None, None) for row in rows), strict=True)
+    floats = [build.float_lists(*_joined(arrays, np.float32), mask) for arrays in numbers]
+    told = [
+        pa.array([row.told.get(name) for row in rows], layout.QUANTIZED.field(name).type)
+        for name in ("scheme", "length", "row_length")
     ]
-    return pa.StructArray.from_arrays(fields, fields=list(layout.QUANTIZED))
+    return build.structs(layout.QUANTIZED, [*told, _binaries(data, valid), *floats], mask)
 
 
-def _binary(data: Array) -> pa.Array:
-    ends = np.array([0, data.size], np.int64)
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])
+def _binaries(arrays: Sequence[Array | None], valid: Array) -> pa.Array:
+    return build.binaries(*_joined(arrays, np.uint8), build.bitmap(valid))
+
+
+def _joined(arrays: Sequence[Array | None], kind: Any) -> tuple[Array, Array]:
+    """Return the offsets of arrays behind one another, and all of them as one."""
+    there = [np.empty(0, kind) if array is None else array for array in arrays]
+    return build.offsets_of(np.array([array.size for array in there], np.int64)), np.concatenate(there)
 
 
 class ParquetSink(Sink):
@@ -192,27 +217,28 @@ class ParquetSink(Sink):
         rows = sorted(staging.rows, key=lambda told: (order[told["layer_name"]], told.get("start", 0)))
         left_out = [] if any("chunk" in told for told in rows) else list(_OPTIONAL[:-1])
         left_out += [] if any("scheme" not in told for told in rows) else [RAW.name]
-        write_quantized((_gathered(staging, told).drop(left_out) for told in rows), staging.out, self.metadata)
+        gathered_rows = (_gathered(staging, told) for told in rows)
+        write_quantized(_tables(gathered_rows, left_out), staging.out, self.metadata)
         gathered.unlink()
         with QuantizedFile(staging.out) as file:
             file.layers  # noqa: B018 - the check that chunks are layers
 
 
-def _gathered(staging: Staging, told: dict[str, Any]) -> pa.Table:
+def _gathered(staging: Staging, told: dict[str, Any]) -> _Row:
     name, start = told["layer_name"], told.get("start", 0)
     size = math.prod(told["shape"])
     if "scheme" not in told:
         n_bytes = staging.specs[f"{name}/raw"].n_bytes
         n_whole = math.prod(told.get("tensor_shape", told["shape"]))
         item = n_bytes // n_whole if n_whole else 0
-        return _table(told, None, staging.read(f"{name}/raw", start * item, size * item))
+        return _Row(told, None, staging.read(f"{name}/raw", start * item, size * item))
     scheme = schemes.parse(told["scheme"])
     before, sizes = (scheme.sizes(n, told["row_length"]) for n in (start, told["length"]))
     parts = [
         staging.read(f"{name}/{part}", begin * item, n * item)
         for part, item, begin, n in zip(_PARTS, _ITEM_BYTES, before, sizes, strict=True)
     ]
-    return _table(told, [parts[0], parts[1].view(np.float32), parts[2].view(np.float32)], None)
+    return _Row(told, [parts[0], parts[1].view(np.float32), parts[2].view(np.float32)], None)
 
 
 def from_options(options: Options) -> ParquetSink:
