@@ -48,6 +48,8 @@ __all__ = [
     "quantize",
     "register",
     "register_pyarrow",
+    "scan_npz",
+    "scan_onnx",
     "scan_safetensors",
     "set_threads",
     "thread_limit",
@@ -108,6 +110,20 @@ def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_we
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def scan_onnx(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return an ONNX model's initializers as a lazy layer table: see `aq2_pipeline.io.onnx.scan_onnx`."""
+    from aq2_pipeline.io import onnx  # noqa: PLC0415 - files are read where they are asked for
+
+    return onnx.scan_onnx(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def scan_npz(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return the arrays of an .npz file as a lazy layer table: see `aq2_pipeline.io.npz.scan_npz`."""
+    from aq2_pipeline.io import npz  # noqa: PLC0415 - files are read where they are asked for
+
+    return npz.scan_npz(source, raw=raw, chunk_weights=chunk_weights)
 
 
 def compare(

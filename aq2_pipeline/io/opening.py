@@ -44,6 +44,8 @@ class Format(NamedTuple):
 
 #: The first that fits; safetensors takes what nothing else does, and says what is wrong with it.
 FORMATS = [
+    Format("onnx", (".onnx",), (), "onnx", "open_onnx"),
+    Format("npz", (".npz",), (), "npz", "open_npz"),  # no mark: a zip file of another name stays refused
     Format("safetensors", (".safetensors", ".index.json"), (), "safetensors", "open_safetensors"),
 ]
 
