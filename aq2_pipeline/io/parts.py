@@ -93,11 +93,11 @@ class Part(NamedTuple):
 def parts_of(tensor: Tensor, chunk_weights: int | None) -> list[Part]:
     """Cut a tensor along its first axis into chunks of at most so many elements, or of one index where that has more.
 
-    A vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole, and so is one of elements of
-    less than a byte where a chunk would end within a byte.
+    A vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole, and so is one without bytes
+    (strings), and one of elements of less than a byte where a chunk would end within a byte.
     """
     size = tensor.size
-    if chunk_weights is None or size <= chunk_weights:
+    if chunk_weights is None or size <= chunk_weights or not tensor.n_bytes:
         return [Part(tensor, 0, size)]
     inner = math.prod(tensor.shape[1:])
     step = max(chunk_weights // inner, 1) * inner
