@@ -51,6 +51,8 @@ __all__ = [
     "register",
     "register_pyarrow",
     "scan_gguf",
+    "scan_npz",
+    "scan_onnx",
     "scan_parquet",
     "scan_safetensors",
     "set_threads",
@@ -190,6 +192,20 @@ def gguf_metadata(source: str | PathLike[str]) -> dict[str, Any]:
     from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
 
     return gguf.gguf_metadata(source)
+
+
+def scan_onnx(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return an ONNX model's initializers as a lazy layer table: see `aq2_pipeline.io.onnx.scan_onnx`."""
+    from aq2_pipeline.io import onnx  # noqa: PLC0415 - files are read where they are asked for
+
+    return onnx.scan_onnx(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def scan_npz(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
+    """Return the arrays of an .npz file as a lazy layer table: see `aq2_pipeline.io.npz.scan_npz`."""
+    from aq2_pipeline.io import npz  # noqa: PLC0415 - files are read where they are asked for
+
+    return npz.scan_npz(source, raw=raw, chunk_weights=chunk_weights)
 
 
 def compare(

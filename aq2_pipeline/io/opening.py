@@ -46,6 +46,8 @@ class Format(NamedTuple):
 FORMATS = [
     Format("parquet", (".parquet",), (b"PAR1",), "parquet_source", "open_parquet"),
     Format("GGUF", (".gguf",), (b"GGUF",), "gguf", "open_gguf"),
+    Format("onnx", (".onnx",), (), "onnx", "open_onnx"),
+    Format("npz", (".npz",), (), "npz", "open_npz"),  # no mark: a zip file of another name stays refused
     Format("safetensors", (".safetensors", ".index.json"), (), "safetensors", "open_safetensors"),
 ]
 

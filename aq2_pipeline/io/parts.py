@@ -98,14 +98,15 @@ def parts_of(tensor: Tensor, chunk_weights: int | None, rows: int = 1, unit: int
 
     Chunks begin at multiples of `rows` indices, and have at least these; those
     of a vector at multiples of `unit` elements, and of whole blocks. A tensor
-    that is no longer is whole.
+    that is no longer is whole, and so is one without bytes (strings), and one of
+    elements of less than a byte where a chunk would end within a byte.
     """
     size = tensor.size
-    if chunk_weights is None or size <= chunk_weights:
+    if chunk_weights is None or size <= chunk_weights or not tensor.n_bytes:
         return [Part(tensor, 0, size)]
     unit = rows * math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else math.lcm(unit, tensor.block)
     step = max(chunk_weights // unit, 1) * unit
-    if step >= size:
+    if step >= size or tensor.n_bytes * step % size:
         return [Part(tensor, 0, size)]
     return [Part(tensor, start, min(start + step, size), k) for k, start in enumerate(range(0, size, step))]
 

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantized", "Row", "readable", "rows_of"]
 
-#: Rows that the streaming engine hands over at a time: a row may be a large layer.
-_CHUNK_ROWS = 1
-
 
 class Quantized(NamedTuple):
     """A row's codes, checked against its scheme.
@@ -122,7 +119,7 @@ def readable(given: Any, function: str) -> tuple[Any, list[str]]:
 
 def _batches(given: Any) -> Iterator[pa.RecordBatch]:
     if isinstance(given, pl.LazyFrame):
-        for frame in given.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True, lazy=True, engine="streaming"):
+        for frame in given.collect_batches(maintain_order=True, lazy=True, engine="streaming"):
             yield from frame.to_arrow().to_batches()
     elif isinstance(given, pa.RecordBatch):
         yield given

@@ -69,6 +69,8 @@ class Opened:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        #: What a format keeps between two reads, such as how far it has come in a compressed tensor.
+        self.state: Any = None
         self._stack = ExitStack()
         self._number: int | None = None
         self._file: FileIO
@@ -234,7 +236,9 @@ class Source:
 
     def _raw(self, opened: Opened, parts: Sequence[Part]) -> pa.Array:
         offsets, data = self._bytes(opened, parts, [part.n_bytes for part in parts])
-        return build.binaries(offsets, data, None)
+        # Strings and the like are listed, and have no bytes of their own.
+        told = np.array([part.n_bytes > 0 or not part.size for part in parts], bool)
+        return build.binaries(offsets, data, build.bitmap(told))
 
     def _bytes(self, opened: Opened, parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Array, Array]:
         for part, size in zip(parts, sizes, strict=True):
@@ -320,9 +324,11 @@ class Source:
     def _check_fits(self, source: Array, target: Array, part: Part, begin: int) -> None:
         lost = np.flatnonzero(np.isinf(target) & np.isfinite(source))
         if lost.size:
-            value, position = float(source[lost[0]]), part.start + begin + int(lost[0])
-            error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
-            raise error.at(function=self.function, layer=part.tensor.name, position=position, value=value)
+            raise self._too_large(part, begin + int(lost[0]), float(source[lost[0]]))
+
+    def _too_large(self, part: Part, at: int, value: float) -> Aq2Error:
+        error = InputValueError(f"the value {value!r} does not fit float32", "scale or clip the weights")
+        return error.at(function=self.function, layer=part.tensor.name, position=part.start + at, value=value)
 
 
 def listing(parts: Sequence[Part], *, chunked: bool = False) -> pa.Table:

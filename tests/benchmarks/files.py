@@ -55,7 +55,8 @@ def write_model(path: Path, n_bytes: int) -> None:
 
 def run(source: Path, target: Path, arguments: list[str]) -> tuple[float, float]:
     """Return the seconds and the peak resident megabytes of the command."""
-    command = [sys.executable, "-c", "from aq2_pipeline.cli import main; main()", "quantize", str(source), str(target), *arguments, "--json"]
+    program = [sys.executable, "-c", "from aq2_pipeline.cli import main; main()"]
+    command = [*program, "quantize", str(source), str(target), *arguments, "--json"]
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
@@ -135,7 +136,8 @@ def main() -> None:
                 parts = read, kernel(scheme, source.stat().st_size // 4), writing(folder, size_of(folder / target))
                 told_parts = " + ".join(f"{part:.1f}" for part in parts)
                 rate = sum(parts) / seconds
-                print(f"| {gigabytes} GB | {told} | {seconds:.1f} | {told_parts} | {rate:.2f} | {peak:.0f} MB |", flush=True)
+                cells = (f"{gigabytes} GB", told, f"{seconds:.1f}", told_parts, f"{rate:.2f}", f"{peak:.0f} MB")
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

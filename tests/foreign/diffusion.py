@@ -24,10 +24,14 @@ SIGMAS = (0.02, 0.1, 0.5, 2.0, 10.0, 40.0, 80.0)
 UNIFORM = [f"int4_{g}{a}" for g in ("g16", "g32", "g64", "g128", "g256", "channel", "tensor") for a in ("", "_asym")]
 
 
+def model_path():
+    """Return where the package has its ONNX model."""
+    return str(importlib.resources.files("terrain_diffusion") / "weights/terrain_consistency_unet_difficulty100.onnx")
+
+
 def load_model():
     """Return the package's ONNX model."""
-    path = importlib.resources.files("terrain_diffusion") / "weights/terrain_consistency_unet_difficulty100.onnx"
-    return onnx.load(str(path))
+    return onnx.load(model_path())
 
 
 @dataclass
