@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import SchemeError
+from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parquet import QuantizedFile, stored_bytes
 from aq2_pipeline.io.paths import open_regular
@@ -38,9 +39,9 @@ def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple
     Parameters
     ----------
     source : str or Path
-        safetensors, or Parquet with a column ``quantized``.
+        A model file or folder, or Parquet with a column ``quantized``.
     stats : bool
-        Read the weights of a safetensors file for `aq2_weight_stats`.
+        Read the weights of a model for `aq2_weight_stats`.
 
     Raises
     ------
@@ -49,28 +50,28 @@ def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple
     OSError
     """
     path = Path(source).expanduser()
-    with open_regular(path) as file:
-        magic = file.read(len(_PARQUET_MAGIC))
-    if magic == _PARQUET_MAGIC:
-        with QuantizedFile(path) as stored:
-            about = f"quantized by {stored.metadata.get('aq2.recipe', 'an unknown recipe')}"
-            return about, list(_stored_rows(stored))
+    if not path.is_dir():
+        with open_regular(path) as file:
+            magic = file.read(len(_PARQUET_MAGIC))
+        if magic == _PARQUET_MAGIC:
+            with QuantizedFile(path) as stored:
+                about = f"quantized by {stored.metadata.get('aq2.recipe', 'an unknown recipe')}"
+                return about, list(_stored_rows(stored))
     model = open_source(path)
-    n_bytes = sum(tensor.n_bytes for tensor in model.tensors)
-    form = "weights" if stats else None
-    rows = [row for table in model.batches(model.parts(), form) for row in _rows(table, stats=stats)]
-    for row, tensor in zip(rows, model.tensors, strict=True):
-        row["bytes"] = tensor.n_bytes
-    return f"{len(rows)} tensors, {n_bytes} bytes", rows
+    with collector_paused():
+        rows = [
+            {"layer": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.n_bytes}
+            for tensor in model.tensors
+        ]
+    if stats:
+        figures = (row for table in model.batches(model.parts()) for row in _figures(table))
+        rows = [row | told for row, told in zip(rows, figures, strict=True)]
+    return f"{len(rows)} tensors, {sum(row['bytes'] for row in rows)} bytes", rows
 
 
-def _rows(table: Any, *, stats: bool) -> Iterator[Row]:
-    figures = weight_stats(table["weights"].combine_chunks()).to_pylist() if stats else [None] * len(table)
-    for layer, found in zip(table.select(["layer_name", "shape", "dtype"]).to_pylist(), figures, strict=True):
-        row = {"layer": layer["layer_name"], "shape": layer["shape"], "dtype": layer["dtype"], "bytes": 0}
-        if stats:
-            row |= {name: found[name] if found else None for name in _STATS}
-        yield row
+def _figures(table: Any) -> Iterator[Row]:
+    for found in weight_stats(table["weights"].chunk(0)).to_pylist():
+        yield {name: found[name] if found else None for name in _STATS}
 
 
 def _stored_rows(file: QuantizedFile) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.frames import lazy_frame
 from aq2_pipeline.io.mapping import Mapped
 from aq2_pipeline.io.paths import open_regular
@@ -91,10 +92,11 @@ def open_safetensors(source: Any, *, mmap: bool = False) -> Source:
     """Return the tensors of safetensors files, their headers checked."""
     shards = find_shards(source, "scan_safetensors")
     headers = []
-    for path in shards.files:
-        with open_regular(path) as file:
-            headers.append(read_header(file, path))
-    tensors, metadata = joined(shards, headers)
+    with collector_paused():
+        for path in shards.files:
+            with open_regular(path) as file:
+                headers.append(read_header(file, path))
+        tensors, metadata = joined(shards, headers)
     stamps = [header.stamp for header in headers]
     opened = Mapped if mmap else Opened
     return Source(shards.path, shards.files, stamps, tensors, metadata, "scan_safetensors", opened=opened)

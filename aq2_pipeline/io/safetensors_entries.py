@@ -125,7 +125,7 @@ def _plain_entries(text: str, at: int, data_at: int, size: int, tensors: dict[st
     Twice as fast as `json` and one check after another, which is how all others are read.
     """
     kept: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
-    room, new = size - data_at, tuple.__new__
+    room, new, before, behind = size - data_at, tuple.__new__, 0, data_at
     while match := _PLAIN_ENTRY(text, at):
         name, dtype, axes, first, last = match.groups()
         begin, end = int(first), int(last)
@@ -133,8 +133,10 @@ def _plain_entries(text: str, at: int, data_at: int, size: int, tensors: dict[st
         wrong = n_bits != 8 * (end - begin) or end > room
         if wrong or name in tensors or name == _METADATA or len(tensors) == MAX_TENSORS:
             break
-        tensors[name] = new(Tensor, (name, dtype, shape, data_at + begin, data_at + end, 0))
-        at = match.end()
+        if begin != before:  # else its first byte is the number that is kept as the last one's end
+            behind = data_at + begin
+        tensors[name] = new(Tensor, (name, dtype, shape, behind, behind := data_at + end, 0))
+        before, at = end, match.end()
     return at
 
 

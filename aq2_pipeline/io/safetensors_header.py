@@ -67,10 +67,10 @@ def read_header(file: FileIO, path: Path) -> Header:
     """
     stamp = stamp_of(file)
     size = stamp[0]
+    if size < 8:  # noqa: PLR2004 - the bytes of the header's size; files of /proc have none
+        raise bad_file(path, "the file is empty" if not size else f"the file ends after {size} bytes, in its header")
     file.seek(0)
     start = file.read(9) or b""
-    if len(start) < 8:  # noqa: PLR2004 - the bytes of the header's size
-        raise bad_file(path, "the file is empty" if not size else f"the file ends after {size} bytes, in its header")
     n_header = int.from_bytes(start[:8], "little")
     if n_header > size - 8 or start[8:] != b"{":
         raise _not_safetensors(path, start, n_header, size)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.decoding import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
 from aq2_pipeline.io.parts import Part, Tensor, batches_of, parts_of
 from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
@@ -169,7 +170,8 @@ class Source:
         """
         if chunk_weights is None:
             sizes = [math.prod(tensor.shape) for tensor in self.tensors]
-            return list(map(Part, self.tensors, repeat(0), sizes))
+            with collector_paused():
+                return list(map(Part, self.tensors, repeat(0), sizes))
         if not isinstance(chunk_weights, int) or isinstance(chunk_weights, bool):
             msg = f"{self.function}: chunk_weights is a {type(chunk_weights).__name__}"
             raise InputTypeError(msg, "give the most weights of a row, or None")
