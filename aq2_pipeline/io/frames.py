@@ -73,7 +73,7 @@ def reader(source: Source, form: str, chunk_weights: int | None = None) -> pa.Re
 
     def batches() -> Iterator[pa.RecordBatch]:
         for table in source.batches(parts, form, chunked=chunked):
-            yield from table.combine_chunks().to_batches()
+            yield from table.to_batches()
             del table
 
     return pa.RecordBatchReader.from_batches(source.schema(form, chunked=chunked), batches())

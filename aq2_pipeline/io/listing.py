@@ -59,14 +59,14 @@ def inspect_file(source: str | os.PathLike[str], *, stats: bool = True) -> tuple
                 return about, list(_stored_rows(stored))
     model = open_source(path)
     with collector_paused():
-        rows = [
+        rows: list[Row] = [
             {"layer": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.n_bytes}
             for tensor in model.tensors
         ]
     if stats:
         figures = (row for table in model.batches(model.parts()) for row in _figures(table))
         rows = [row | told for row, told in zip(rows, figures, strict=True)]
-    return f"{len(rows)} tensors, {sum(row['bytes'] for row in rows)} bytes", rows
+    return f"{len(rows)} tensors, {sum(tensor.n_bytes for tensor in model.tensors)} bytes", rows
 
 
 def _figures(table: Any) -> Iterator[Row]:

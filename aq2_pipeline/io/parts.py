@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Part", "Tensor", "batches_of", "parts_of"]
+__all__ = ["VECTOR_STEP", "Part", "Tensor", "batches_of", "parts_of"]
+
+#: Chunks of a vector are so many weights long, or a multiple: what every block and the usual groups divide, so that
+#: their codes are the whole vector's.
+VECTOR_STEP = 256
 
 
 class Tensor(NamedTuple):
@@ -93,12 +97,12 @@ class Part(NamedTuple):
 def parts_of(tensor: Tensor, chunk_weights: int | None) -> list[Part]:
     """Cut a tensor along its first axis into chunks of at most so many elements, or of one index where that has more.
 
-    A vector is cut at multiples of `chunk_weights`. A tensor that is no longer is whole.
+    A vector is cut at multiples of `VECTOR_STEP`. A tensor that is no longer is whole.
     """
     size = tensor.size
     if chunk_weights is None or size <= chunk_weights:
         return [Part(tensor, 0, size)]
-    inner = math.prod(tensor.shape[1:])
+    inner = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else VECTOR_STEP
     step = max(chunk_weights // inner, 1) * inner
     if step >= size:
         return [Part(tensor, 0, size)]

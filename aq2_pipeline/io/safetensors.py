@@ -34,8 +34,9 @@ def scan_safetensors(
         schemes such as ``'int4_g64@bf16'``; of any dtype.
     chunk_weights : int, optional
         The most weights of a row: longer tensors are cut along their first axis,
-        and come as chunk rows, with the columns ``chunk``, ``start`` and
-        ``tensor_shape``.
+        vectors at multiples of 256, and come as chunk rows, with the columns
+        ``chunk``, ``start`` and ``tensor_shape``. What one index of the first axis
+        or 256 weights of a vector have, is never cut.
     mmap : bool
         Map the files into memory: F32 tensors that follow one another are a
         column where they are, without a copy; others are read. Only for files
