@@ -25,11 +25,12 @@ from aq2_pipeline.version import __version__ as __version__
 from aq2_pipeline.warming import warmup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
 
     from duckdb import DuckDBPyConnection
     from polars import DataFrame, LazyFrame
+    from pyarrow import RecordBatchReader
 
     from aq2_pipeline.comparing import ComparedLayer
 
@@ -45,6 +46,7 @@ __all__ = [
     "dequantize",
     "diff",
     "gguf_metadata",
+    "open_reader",
     "policy_scheme",
     "quantization_error",
     "quantize",
@@ -112,11 +114,27 @@ def register_pyarrow() -> None:
     pyarrow.register_pyarrow()
 
 
-def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
-    """Return a safetensors file as a lazy layer table: see `aq2_pipeline.io.safetensors.scan_safetensors`."""
-    from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
+def open_reader(
+    source: str | PathLike[str] | Sequence[str | PathLike[str]], *, raw: bool = False, chunk_weights: int | None = None
+) -> RecordBatchReader:
+    """Return a model file of any format as Arrow batches: see `aq2_pipeline.io.reading.open_reader`."""
+    from aq2_pipeline.io import reading  # noqa: PLC0415 - formats are imported when they are used
 
-    return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
+    return reading.open_reader(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def scan_safetensors(
+    source: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    raw: bool = False,
+    chunk_weights: int | None = None,
+    mmap: bool = False,
+    metadata: bool = False,
+) -> LazyFrame:
+    """Return a safetensors model as a lazy layer table: see `aq2_pipeline.io.safetensors.scan_safetensors`."""
+    from aq2_pipeline.io import safetensors  # noqa: PLC0415 - formats are imported when they are used
+
+    return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights, mmap=mmap, metadata=metadata)
 
 
 def sink_safetensors(

@@ -217,7 +217,7 @@ class _Measured:
 
     def add(self, table: pa.Table, wanted: dict[str, str], n_threads: int | None, progress: Progress | None) -> None:
         """Measure a batch of layers."""
-        weights, shapes = table["weights"].combine_chunks(), table["shape"].combine_chunks()
+        weights, shapes = table["weights"].chunk(0), table["shape"].chunk(0)
         for stats in FUNCTIONS["weight_stats"](weights, n_threads=n_threads).to_pylist():
             finite = stats["count"] - stats["non_finite"]
             self.signals.append(finite * (stats["mean"] ** 2 + stats["std"] ** 2) if finite else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from contextlib import contextmanager
@@ -61,12 +62,10 @@ def print_json(value: dict[str, Any]) -> None:
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print a table on a terminal, tab-separated lines elsewhere, so that `cut` and `sort` take them."""
     columns = list(rows[0]) if rows else []
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    cells = ([_cell(row[column]) for column in columns] for row in rows)
     console = rich.console.Console()
     if not console.is_terminal:
-        typer.echo("\t".join(columns))
-        for line in cells:
-            typer.echo("\t".join(line))
+        typer.echo("\n".join(map("\t".join, itertools.chain([columns], cells))))
         return
     table = rich.table.Table(title=title, box=rich.box.SIMPLE)
     for k, column in enumerate(columns):  # names fold where the terminal is narrow, figures stay whole
@@ -80,6 +79,8 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return shown(value)
     if value is None:
         return "-"
     if isinstance(value, dict):

@@ -155,7 +155,7 @@ def _values(source: Source, tensors: Sequence[Tensor]) -> Iterator[tuple[str, in
 
 
 def _rows(table: Any) -> Iterator[Array]:
-    for row in table["weights"].combine_chunks():
+    for row in table["weights"].chunk(0):
         yield row.values.to_numpy()
 
 

@@ -137,7 +137,7 @@ MAY_IMPORT = {
 #: room -> what it may import that others wrote; "*" is every room's share.
 THIRD_PARTY = {
     "*": {"numpy", "pyarrow"},
-    "": {"duckdb", "polars"},  # for type checkers
+    "": {"duckdb", "polars", "pyarrow"},  # for type checkers
     "errors": set(),
     "cores": set(),
     "threads": set(),

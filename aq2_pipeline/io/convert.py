@@ -282,7 +282,7 @@ def _rows(
     differences: list[Difference | None] = [None] * len(names)
     if form == "weights":
         table, differences = _quantized(table, layers, names, threads)
-    [batch] = table.combine_chunks().to_batches() or [None]
+    [batch] = table.to_batches()
     for row, lost in zip(rows_of(batch, "convert"), differences, strict=True):
         told = described(row)
         if layers[row.name].reason is not None:
@@ -295,7 +295,7 @@ def _rows(
 def _quantized(
     table: pa.Table, layers: dict[str, _Layer], names: list[str], threads: int | None
 ) -> tuple[pa.Table, list[Difference | None]]:
-    weights, shapes = table["weights"].combine_chunks(), table["shape"].combine_chunks()
+    weights, shapes = table["weights"].chunk(0), table["shape"].chunk(0)
     wanted = pa.array([layers[name].wanted for name in names])
     try:
         codes = quantize(weights, wanted, shapes, threads=threads)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from aq2_pipeline.io.in_flight import InFlight
+from aq2_pipeline.io.predicates import split
 from aq2_pipeline.io.source import FORMS, Source, listing
 
 if TYPE_CHECKING:
@@ -19,16 +22,21 @@ _COLUMNS = {"layer_name": pl.String(), "shape": pl.List(pl.Int64), "dtype": pl.S
 _CHUNKS = {"chunk": pl.Int32(), "start": pl.Int64(), "tensor_shape": pl.List(pl.Int64)}
 
 
-def lazy_frame(source: Source, form: str, chunk_weights: int | None = None) -> pl.LazyFrame:
+def lazy_frame(source: Source, form: str, chunk_weights: int | None = None, *, metadata: bool = False) -> pl.LazyFrame:
     """Return a source as a lazy layer table.
 
-    A predicate on anything but the weights decides which rows are read; a
-    query without the weights reads none.
+    What a predicate says of anything but the weights decides which rows are
+    read; a query without the weights reads none. With `metadata` the last
+    column is the model's metadata as JSON, the same in every row.
     """
     parts = source.parts(chunk_weights)
     chunked = chunk_weights is not None
     column = FORMS[form].column
     schema = pl.Schema({**_COLUMNS, **(_CHUNKS if chunked else {}), column: FORMS[form].polars})
+    constant = []
+    if metadata:
+        schema["metadata"] = pl.String()
+        constant = [pl.lit(json.dumps(source.metadata, ensure_ascii=False), pl.String()).alias("metadata")]
 
     def frames(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
@@ -39,17 +47,18 @@ def lazy_frame(source: Source, form: str, chunk_weights: int | None = None) -> p
         those that meet the predicate.
         """
         rows = parts[:n_rows]
-        roots = set(predicate.meta.root_names()) if predicate is not None else set()
         wanted = schema.names() if with_columns is None else with_columns
-        if predicate is not None and column not in roots:  # decide before anything is read
-            told = pl.DataFrame(listing(rows, chunked=chunked)).with_row_index("__aq2_row")
-            rows = [rows[row] for row in told.filter(predicate)["__aq2_row"]]
-            predicate = None
-        read = form if column in wanted or column in roots else None
-        for batch in source.batches(rows, read, chunked=chunked, max_rows=batch_size):
-            frame = pl.DataFrame(batch)
-            frame = (frame if predicate is None else frame.filter(predicate)).select(wanted)
-            yield frame
+        known, rest = split(predicate, column)
+        if known is not None:  # decide before anything is read
+            told = pl.DataFrame(listing(rows, chunked=chunked)).with_columns(constant).with_row_index("__aq2_row")
+            rows = [rows[row] for row in told.filter(known)["__aq2_row"]]
+        read = form if column in wanted or rest is not None else None
+        in_flight = InFlight()
+        for batch in source.batches(rows, read, chunked=chunked, max_rows=batch_size, made=in_flight.note):
+            frame = pl.DataFrame(batch).with_columns(constant)
+            yield (frame if rest is None else frame.filter(rest)).select(wanted)
+            del batch, frame
+            in_flight.wait()
         if not rows:
             yield schema.to_frame().select(wanted)
 
@@ -67,7 +76,7 @@ def reader(source: Source, form: str, chunk_weights: int | None = None) -> pa.Re
 
     def batches() -> Iterator[pa.RecordBatch]:
         for table in source.batches(parts, form, chunked=chunked):
-            yield from table.combine_chunks().to_batches()
+            yield from table.to_batches()
             del table
 
     return pa.RecordBatchReader.from_batches(source.schema(form, chunked=chunked), batches())

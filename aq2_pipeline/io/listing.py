@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import SchemeError
+from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.udfs.python import weight_stats
 
@@ -49,7 +50,8 @@ def inspect_file(source: Any, *, stats: bool = True) -> tuple[str, list[Row], Ma
     """
     model = open_source(source)
     figures = _stats(model) if stats and not model.has_own_chunks else {}
-    rows = [_row(model, tensor, figures) for tensor in model.tensors]
+    with collector_paused():
+        rows = [_row(model, tensor, figures) for tensor in model.tensors]
     about = f"{len(rows)} tensors, {sum(tensor.n_bytes for tensor in model.tensors)} bytes"
     return about, rows, model.metadata
 
@@ -70,7 +72,7 @@ def _stats(model: Source) -> dict[str, dict[str, Any]]:
     parts = [part for part in model.parts() if model.holds_weights(part.tensor)]
     found: dict[str, dict[str, Any]] = {}
     for table in model.batches(parts):
-        figures = weight_stats(table["weights"].combine_chunks()).to_pylist()
+        figures = weight_stats(table["weights"].chunk(0)).to_pylist()
         found |= dict(zip(table["layer_name"].to_pylist(), figures, strict=True))
     return found
 

@@ -19,11 +19,12 @@ from aq2_pipeline.io.source import FORMS, Source, listing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
 
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.weights import Array
 
 __all__ = ["ParquetSource", "open_parquet", "scan_parquet"]
 
@@ -125,6 +126,7 @@ class ParquetSource(Source):
         chunked: bool = False,
         max_rows: int | None = None,
         max_bytes: int | None = None,  # noqa: ARG002 - row groups are bounded
+        made: Callable[[Array], object] = id,  # noqa: ARG002 - nobody reads a Parquet file ahead
     ) -> Iterator[pa.Table]:
         """Yield rows as `Source.batches` does, but in the order of the file."""
         wanted = {self._rows[part.tensor.name, part.start]: part for part in parts}

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Part", "Tensor", "batches_of", "parts_of"]
+__all__ = ["VECTOR_STEP", "Part", "Tensor", "batches_of", "parts_of"]
+
+#: Chunks of a vector are so many weights long, or a multiple: what every block and the usual groups divide, so that
+#: their codes are the whole vector's.
+VECTOR_STEP = 256
 
 
 class Tensor(NamedTuple):
@@ -97,14 +101,14 @@ def parts_of(tensor: Tensor, chunk_weights: int | None, rows: int = 1, unit: int
     """Cut a tensor along its first axis into chunks of at most so many elements.
 
     Chunks begin at multiples of `rows` indices, and have at least these; those
-    of a vector at multiples of `unit` elements, and of whole blocks. A tensor
+    of a vector at multiples of `unit` elements and of `VECTOR_STEP`. A tensor
     that is no longer is whole, and so is one without bytes (strings), and one of
     elements of less than a byte where a chunk would end within a byte.
     """
     size = tensor.size
     if chunk_weights is None or size <= chunk_weights or not tensor.n_bytes:
         return [Part(tensor, 0, size)]
-    unit = rows * math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else math.lcm(unit, tensor.block)
+    unit = rows * math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else math.lcm(unit, VECTOR_STEP)
     step = max(chunk_weights // unit, 1) * unit
     if step >= size or tensor.n_bytes * step % size:
         return [Part(tensor, 0, size)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import ExitStack
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -13,12 +15,13 @@ import pyarrow as pa
 from aq2_pipeline import build, layout, schemes
 from aq2_pipeline.errors import Aq2Error, EngineError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
+from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.dtypes import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
 from aq2_pipeline.io.parts import Part, Tensor, batches_of, parts_of
 from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -64,6 +67,10 @@ FORMS = {
 }
 
 
+def _ignore(_: Array) -> None:
+    return None
+
+
 class Opened:
     """The files of a source while they are read, one open at a time; a file that has changed is an error."""
 
@@ -71,6 +78,8 @@ class Opened:
         self.source = source
         #: What a format keeps between two reads, such as how far it has come in a compressed tensor.
         self.state: Any = None
+        #: Told of each array that a batch holds.
+        self.made: Callable[[Array], object] = _ignore
         self._stack = ExitStack()
         self._number: int | None = None
         self._file: FileIO
@@ -81,26 +90,42 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def file_of(self, number: int) -> FileIO:
+        """Return one of the files, open; the one before is closed."""
+        if number != self._number:
+            self._stack.close()
+            self._file = self._stack.enter_context(open_regular(self.source.files[number]))
+            self._number = number
+        return self._file
+
     def read(self, tensor: Tensor, begin: int, target: Array) -> None:
         """Fill a uint8 array from a tensor's file: read, not mapped, so that a file that shrinks is an error."""
-        if tensor.file != self._number:
-            self._stack.close()
-            self._number = tensor.file
-            self._file = self._stack.enter_context(open_regular(self.source.files[tensor.file]))
-        file, path = self._file, self.source.files[tensor.file]
-        self._check_unchanged(path)
+        self.check(tensor)
+        file = self.file_of(tensor.file)
         file.seek(begin)
         at = 0
         while at < target.size:
             n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
             if not n_read:
+                path = self.source.files[tensor.file]
                 raise bad_file(path, f"the data ends {target.size - at} bytes early", layer=tensor.name)
             at += n_read
-        self._check_unchanged(path)
+        self.check(tensor)
 
-    def _check_unchanged(self, path: Path) -> None:
-        if stamp_of(self._file) != self.source.stamps[self._number or 0]:
-            raise bad_file(path, "the file has changed since its header was read", "scan it again")
+    def check(self, tensor: Tensor) -> None:
+        """Raise a FormatError if the file of a tensor has changed since it was listed."""
+        if stamp_of(self.file_of(tensor.file)) != self.source.stamps[tensor.file]:
+            path = self.source.files[tensor.file]
+            raise bad_file(path, "the file has changed since its header was read", "scan it again", tensor.name)
+
+    def runs(self, parts: Sequence[Part]) -> list[tuple[int, int]]:
+        """Return the ranges of parts that batches must not go beyond."""
+        return [(0, len(parts))]
+
+    def floats(self, parts: Sequence[Part]) -> Array | None:
+        """Return the weights of parts of one run where they are; None where they must be read."""
+        del parts
+        return None
 
 
 class Source:
@@ -122,6 +147,8 @@ class Source:
         The public function that errors name.
     native : bool
         Whether the format holds quantized tensors, so that its table has the column `quantized`.
+    opened : type of Opened
+        How its files are read.
     """
 
     def __init__(
@@ -134,9 +161,11 @@ class Source:
         function: str,
         *,
         native: bool = False,
+        opened: type[Opened] = Opened,
     ) -> None:
         self.path, self.files, self.stamps, self.tensors = path, tuple(files), tuple(stamps), tuple(tensors)
         self.metadata, self.function, self.native = metadata, function, native
+        self._opened = opened
 
     def read(self, opened: Opened, part: Part, offset: int, target: Array) -> None:
         """Fill a uint8 array with bytes of a part; formats that compress or spread them have their own way."""
@@ -176,7 +205,9 @@ class Source:
             If `chunk_weights` is no number of weights.
         """
         if chunk_weights is None:
-            return [Part(tensor, 0, tensor.size) for tensor in self.tensors]
+            sizes = [math.prod(tensor.shape) for tensor in self.tensors]
+            with collector_paused():
+                return list(map(Part, self.tensors, repeat(0), sizes))
         if not isinstance(chunk_weights, int) or isinstance(chunk_weights, bool):
             msg = f"{self.function}: chunk_weights is a {type(chunk_weights).__name__}"
             raise InputTypeError(msg, "give the most weights of a row, or None")
@@ -199,6 +230,7 @@ class Source:
         chunked: bool = False,
         max_rows: int | None = None,
         max_bytes: int | None = None,
+        made: Callable[[Array], object] = _ignore,
     ) -> Iterator[pa.Table]:
         """Yield rows of the layer table, a batch at a time.
 
@@ -212,15 +244,20 @@ class Source:
             Whether the columns that say which part of a layer a row is are there.
         max_rows, max_bytes : int, optional
             The most rows of a batch, and the most bytes of its weights unless one row has more; default `BATCH_BYTES`.
+        made : callable
+            Told of the array that each batch's weights or bytes lie in.
         """
         sizes = [0 if form is None else self._size(part, form) for part in parts]
-        cuts = batches_of(sizes, max_bytes or BATCH_BYTES, max_rows or len(parts) or 1)
+        limits = (max_bytes or BATCH_BYTES, max_rows or len(parts) or 1)
         if form is None:
-            yield from (listing(parts[a:b], chunked=chunked) for a, b in cuts)
+            yield from (listing(parts[a:b], chunked=chunked) for a, b in batches_of(sizes, *limits))
             return
-        with Opened(self) as opened:
-            for a, b in cuts:
-                yield self._table(opened, parts[a:b], form, chunked)  # no name holds it when the next is read
+        with self._opened(self) as opened:
+            opened.made = made
+            for first, stop in opened.runs(parts) if form == "weights" else [(0, len(parts))]:
+                for a, b in batches_of(sizes[first:stop], *limits):
+                    rows = parts[first + a : first + b]
+                    yield self._table(opened, rows, form, chunked)  # no name holds it when the next is read
 
     def _table(self, opened: Opened, parts: Sequence[Part], form: str, chunked: bool) -> pa.Table:  # noqa: FBT001
         read = {"weights": self._weights, "raw": self._raw, "quantized": self._quantized}[form]
@@ -250,6 +287,7 @@ class Source:
                 raise error.at(function=self.function, layer=part.tensor.name)
         offsets = build.offsets_of(np.array(sizes, np.int64))
         data = build.empty(int(offsets[-1]), np.uint8)
+        opened.made(data)
         for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if end > begin:
                 self.read(opened, part, 0, data[begin:end])
@@ -278,7 +316,11 @@ class Source:
         valid = np.array([is_float(part.tensor.dtype) for part in parts], bool)
         sizes = [part.size if ok else 0 for part, ok in zip(parts, valid, strict=True)]
         offsets = build.offsets_of(np.array(sizes, np.int64))
+        there = opened.floats(parts)
+        if there is not None:
+            return build.float_lists(offsets, there, None)
         values = build.empty(int(offsets[-1]), np.float32)
+        opened.made(values)
         for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if end == begin:
                 continue
@@ -335,9 +377,9 @@ def listing(parts: Sequence[Part], *, chunked: bool = False) -> pa.Table:
     """Return what a table says of rows without their weights."""
     tensors = [part.tensor for part in parts]
     columns = [
-        pa.array([tensor.name for tensor in tensors], layout.TEXT),
-        pa.array([part.shape for part in parts], layout.INTS),
-        pa.array([tensor.dtype for tensor in tensors], layout.TEXT),
+        build.strings([tensor.name for tensor in tensors]),
+        build.integer_lists([part.shape for part in parts] if chunked else [tensor.shape for tensor in tensors]),
+        build.strings([tensor.dtype for tensor in tensors]),
     ]
     if not chunked:
         return pa.Table.from_arrays(columns, schema=pa.schema(layout.LAYER_FIELDS))
