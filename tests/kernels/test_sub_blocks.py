@@ -9,7 +9,18 @@ from support.interpreted import NONE, readonly
 from support.samples import bell
 
 from aq2_pipeline.kernels import halves
-from aq2_pipeline.kernels.blocks import columns, integer_scale_search, q3_k, q6_k, sub_blocks, ternary, tq1_0, tq2_0
+from aq2_pipeline.kernels.blocks import (
+    code_descent,
+    columns,
+    integer_scale_search,
+    q3_k,
+    q6_k,
+    rounding,
+    sub_blocks,
+    ternary,
+    tq1_0,
+    tq2_0,
+)
 
 FORMATS = {"q3_k": q3_k, "q6_k": q6_k, "tq1_0": tq1_0, "tq2_0": tq2_0}
 N = 256 * 48
@@ -119,7 +130,7 @@ def test_alone(name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_interpreted(name, method, monkeypatch):
     """Compiled and interpreted, a batch becomes the same bytes."""
-    ours = (halves, columns, integer_scale_search, sub_blocks, ternary, *FORMATS.values())
+    ours = (halves, columns, rounding, code_descent, integer_scale_search, sub_blocks, ternary, *FORMATS.values())
     monkeypatch.setattr(interpreted, "MODULES", (*interpreted.MODULES, *ours))
     module = FORMATS[name]
     w = readonly(SETS["heavy"][: 256 * module.BATCH])

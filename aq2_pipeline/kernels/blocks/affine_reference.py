@@ -56,6 +56,13 @@ def loss(columns: Any, emphasis: Any, codes: Any, scale: Any, low: Any, power: A
 
 
 @helper
+def keep_range_codes(columns: Any, inverse: Any, low: Any, top: Any, codes: Any) -> None:
+    """Write the codes of a range."""
+    for i in range(0, columns.size, LANES):
+        store(codes, i, nearest_code(inverse * (load(columns, i) - low), top))
+
+
+@helper
 def least_squares(
     columns: Any, emphasis: Any, inverse: Any, low: Any, top: Any, sum_w: Any, sum_x: Any, codes: Any
 ) -> Any:
@@ -111,7 +118,7 @@ def reference_fit(
     inverse = where(flat, nothing, levels / (high - low))
     scale = where(flat, nothing, ONE / inverse)
     inverse = finite_or_zero(inverse)
-    least_squares(columns, emphasis, inverse, low, top, sum_w, sum_x, codes)
+    keep_range_codes(columns, inverse, low, top, codes)
     least = loss(columns, emphasis, codes, scale, low, power)
     of_inverse, of_low = inverse, low
     for step in range(n_steps + 1):

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, inverse_or_zero
+from aq2_pipeline.kernels.bits import ROUND, bits_of
+from aq2_pipeline.kernels.blocks.columns import ONE, SURELY, ZERO, inverse_or_zero
+from aq2_pipeline.kernels.blocks.rounding import bits_between, nearest_between
 from aq2_pipeline.kernels.halves import half_bits, rounded_to_half
 from aq2_pipeline.kernels.lanes import (
     lane,
@@ -31,19 +33,12 @@ from aq2_pipeline.kernels.lanes import (
     to,
     where,
 )
-from aq2_pipeline.kernels.widening import float_from_half
 
 #: The least positive float16.
 LEAST_HALF = np.float32(2.0**-24)
 
 _FAR = np.float32(np.finfo(np.float32).max)
 _SMALL = np.float32(1e-30)
-
-
-@helper
-def within(x: Any, low: Any, high: Any) -> Any:
-    """Return the nearest integers from `low` to `high`."""
-    return minimum(maximum(nearest(x), low), high)
 
 
 @helper
@@ -59,8 +54,8 @@ def two_sums(columns: Any, weights: Any, first: Any, second: Any, low: Any, high
     one, two = (splat(ZERO), splat(ZERO)), (splat(ZERO), splat(ZERO))
     for i in range(0, 256, 16):
         x, w = load(columns, i), None if weights is None else load(weights, i)
-        one = with_codes(one, x, within(x * first, low, high), w)
-        two = with_codes(two, x, within(x * second, low, high), w)
+        one = with_codes(one, x, nearest_between(x * first, low, high), w)
+        two = with_codes(two, x, nearest_between(x * second, low, high), w)
     return one, two
 
 
@@ -80,7 +75,7 @@ def relative_errors(columns: Any, weights: Any, one: Any, two: Any, low: Any, hi
     of_one, of_two = splat(ZERO), splat(ZERO)
     for i in range(0, 256, 16):
         x, y = load(columns, i) * one, load(columns, i) * two
-        d, e = x - within(x, low, high), y - within(y, low, high)
+        d, e = x - nearest_between(x, low, high), y - nearest_between(y, low, high)
         of_one = of_one + (d * d if weights is None else d * d * load(weights, i))
         of_two = of_two + (e * e if weights is None else e * e * load(weights, i))
     return of_one, of_two
@@ -92,9 +87,23 @@ def error_of(columns: Any, weights: Any, scales: Any, low: Any, high: Any) -> An
     found, inverse = splat(ZERO), inverse_or_zero(scales)
     for i in range(0, 256, 16):
         x = load(columns, i)
-        e = x - within(x * inverse, low, high) * scales
+        e = x - nearest_between(x * inverse, low, high) * scales
         found = found + (e * e if weights is None else e * e * load(weights, i))
     return shared_total(found, 16)
+
+
+@helper
+def two_errors(columns: Any, weights: Any, one: Any, two: Any, low: Any, high: Any) -> Any:
+    """Return what `error_of` does, of two scales at once, for fewer loads."""
+    of_one, of_two = splat(ZERO), splat(ZERO)
+    inverse, other = inverse_or_zero(one), inverse_or_zero(two)
+    for i in range(0, 256, 16):
+        x = load(columns, i)
+        d = x - nearest_between(x * inverse, low, high) * one
+        e = x - nearest_between(x * other, low, high) * two
+        of_one = of_one + (d * d if weights is None else d * d * load(weights, i))
+        of_two = of_two + (e * e if weights is None else e * e * load(weights, i))
+    return shared_total(of_one, 16), shared_total(of_two, 16)
 
 
 @helper
@@ -164,6 +173,13 @@ def nearby_scales(columns: Any, weights: Any, d: Any, scales: Any, bounds: Any, 
 
 
 @helper
+def nearest_scales(d: Any, start: Any, bounds: Any) -> Any:
+    """Return the integer scales that are nearest, none of them 0."""
+    _, _, scale_low, scale_high = bounds
+    return other_scale(nearest(start / d), ZERO, scale_low, scale_high)
+
+
+@helper
 def searched_scales(columns: Any, weights: Any, start: Any, d: Any, bounds: Any, reach: Any) -> Any:
     """Return `d`, the integer scales, and the squared error of the block in every lane.
 
@@ -177,14 +193,14 @@ def searched_scales(columns: Any, weights: Any, start: Any, d: Any, bounds: Any,
 
 
 @helper
-def better_of(columns: Any, weights: Any, found: Any, bits: Any, others: Any, bounds: Any) -> Any:
-    """Return `d` and the scales that were found, or other ones where their error is no more; and the bits of `d`."""
+def better_of(found: Any, others: Any) -> Any:
+    """Return `d` and the scales that were found, or the other ones unless their error is more; and the bits of `d`."""
     d, scales, error = found
-    other = splat(float_from_half(bits))
-    # beyond a float16's range, neither is better: `d` stays infinite
-    better = error_of(columns, weights, other * others, bounds[0], bounds[1]) <= minimum(error, splat(_FAR))
+    other, other_scales, other_error = others
+    # What rounding blurs is the others'. Beyond a float16's range, neither is better: `d` stays infinite.
+    better = other_error * SURELY <= minimum(error, splat(_FAR))
     d = where(better, other, d)
-    return d, where(better, others, scales), lane(half_bits(d), 0)
+    return d, where(better, other_scales, scales), lane(half_bits(d), 0)
 
 
 @helper
@@ -193,5 +209,5 @@ def encode_nearest(values: Any, scales: Any, low: Any, high: Any, codes: Any) ->
     inverses = local(16, np.float32)
     store(inverses, 0, inverse_or_zero(scales))
     for k in range(16):
-        found = within(load(values, 16 * k) * inverses[k], low, high) - low
-        store(codes, 16 * k, to(to(found, np.int32), np.uint8))
+        found = bits_between(load(values, 16 * k) * inverses[k], low, high) - bits_of(low + ROUND)
+        store(codes, 16 * k, to(found, np.uint8))

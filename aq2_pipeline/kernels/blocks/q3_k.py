@@ -15,15 +15,16 @@ import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
 from aq2_pipeline.kernels.bits import LARGEST
-from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, half_at, inverse_or_zero, store_half, turn_16
+from aq2_pipeline.kernels.blocks.code_descent import BATCH, HIGH, LOW, N_PARTS, N_WEIGHTS, descended_scales
+from aq2_pipeline.kernels.blocks.columns import ONE, ZERO, furthest, half_at, store_half
 from aq2_pipeline.kernels.blocks.frame import block_kernels
 from aq2_pipeline.kernels.blocks.integer_scale_search import (
     better_of,
     encode_nearest,
     finest_scale,
     fitted_scales,
-    searched_scales,
-    within,
+    nearest_scales,
+    two_errors,
 )
 from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
@@ -33,19 +34,16 @@ from aq2_pipeline.kernels.lanes import (
     load,
     local,
     magnitude,
-    maximum,
-    minimum,
-    shared_total,
+    packed,
+    shared_largest,
     splat,
     store,
     to,
     transpose,
-    where,
 )
 from aq2_pipeline.kernels.widening import float_from_half
 
-BLOCK, N_BYTES, BATCH = 256, 110, 1
-LOW, HIGH = np.int32(-4), np.int32(3)
+BLOCK, N_BYTES = 256, 110
 SCALE_LOW, SCALE_HIGH = np.int32(-32), np.int32(31)
 BOUNDS = (np.float32(LOW), np.float32(HIGH), np.float32(SCALE_LOW), np.float32(SCALE_HIGH))
 #: The largest magnitude that a block holds: the codes furthest from 0, and the largest float16.
@@ -85,126 +83,89 @@ def scale_at(data: Any, j: Any) -> Any:
 
 
 @helper
-def descend(columns: Any, codes: Any, xq: Any, qq: Any) -> Any:
-    """Move single codes to where the scale that fits them all fits better; return the sums, and the codes changed."""
-    changed = splat(ZERO)
-    for i in range(0, 256, 16):
-        x, q = load(columns, i), load(codes, i)
-        w = x * x
-        less_xq, less_qq = xq - w * x * q, qq - w * q * q
-        moved = nearest_within(x * less_qq / less_xq, LOW, HIGH)
-        new_xq, new_qq = less_xq + w * x * moved, less_qq + w * moved * moved
-        better = (less_xq > ZERO) & (new_qq > ZERO) & (new_xq * new_xq * qq > xq * xq * new_qq)
-        moved = where(better, moved, q)
-        differs = magnitude(moved - q)
-        better = differs > ZERO
-        xq, qq = where(better, new_xq, xq), where(better, new_qq, qq)
-        store(codes, i, moved)
-        changed = maximum(changed, differs)
-    return xq, qq, largest(changed)
-
-
-@helper
-def descended_scales(columns: Any, end: Any, scales: Any, codes: Any) -> None:
-    """Write ggml's scale of each sub-block, and the turned codes that it fits (make_q3_quants)."""
-    inverse = np.float32(LOW) / end
-    small = magnitude(end) < SMALLEST
-    xq, qq = splat(ZERO), splat(ZERO)
-    for i in range(0, 256, 16):
-        x = load(columns, i)
-        q = where(small, splat(ZERO), nearest_within(x * inverse, LOW, HIGH))
-        store(codes, i, q)
-        xq, qq = xq + x * x * x * q, qq + x * x * q * q
-    for _ in range(5):
-        xq, qq, changed = descend(columns, codes, xq, qq)
-        if changed == ZERO:
-            break
-    store(scales, 0, where(small, splat(ZERO), where(qq > ZERO, xq / qq, splat(ZERO))))
-    for i in range(0, 256, 16):  # where ggml sees but zeros, it leaves the least code
-        store(codes, i, where(small, splat(np.float32(LOW)), load(codes, i)))
+def first_furthest(scales: Any) -> Any:
+    """Return the scale furthest from zero, the first of those as far, in every lane."""
+    size = magnitude(scales)
+    most = shared_largest(size, 16)
+    furthest_ones = packed(size == most)
+    negative = packed(scales < ZERO) & furthest_ones & -furthest_ones
+    return most if negative == 0 else ZERO - most
 
 
 @helper
 def stored(scales: Any) -> Any:
     """Return ggml's `d` for scales, as the bits of a float16, and the integer scales; the furthest becomes -32."""
-    most = np.float32(0)
-    for k in range(16):
-        if abs(scales[k]) > abs(most):
-            most = scales[k]
-    if most == ZERO:
+    most = first_furthest(scales)
+    if lane(most, 0) == ZERO:
         return np.int32(0), splat(np.float32(SCALE_LOW))
     inverse = np.float32(SCALE_LOW) / most
-    bits = lane(half_bits(splat(ONE / inverse)), 0)
-    return bits, nearest_within(load(scales, 0) * inverse, SCALE_LOW, SCALE_HIGH)
+    bits = lane(half_bits(ONE / inverse), 0)
+    return bits, nearest_within(scales * inverse, SCALE_LOW, SCALE_HIGH)
+
+
+@helper
+def turn(values: Any, columns: Any, ends: Any) -> None:
+    """Turn the blocks of a batch; write each sub-block's weight furthest from zero."""
+    for k in range(BATCH):
+        transpose(values, 256 * k, 16, columns, 256 * k)
+        store(ends, 16 * k, furthest(columns[256 * k : 256 * k + 256]))
 
 
 @helper
 def reference(values: Any, weights: Any, data: Any) -> Any:
-    """Encode a block as ggml's quantize_row_q3_K_ref."""
-    columns, turned, natural = local(256, np.float32), local(256, np.float32), local(256, np.float32)
-    scales, codes = local(16, np.float32), local(256, np.uint8)
-    turn_16(values, columns)
-    end = furthest(columns)
-    if largest(magnitude(end)) > MOST:  # ggml stores whatever its sums overflowed to
-        return 0
-    descended_scales(columns, end, scales, turned)
-    transpose(turned, 0, 16, natural, 0)
-    for k in range(0, 256, 16):
-        store(codes, k, to(to(load(natural, k), np.int32) - LOW, np.uint8))
-    bits, integers = stored(scales)
-    store(scales, 0, float_from_half(bits) * integers)
-    encode_sub_blocks(values, scales, LOW, HIGH, codes)
-    return finish(codes, integers, bits, data)
+    """Encode a batch as ggml's quantize_row_q3_K_ref."""
+    columns, ends = local(N_WEIGHTS, np.float32), local(N_PARTS, np.float32)
+    fitted, scales, codes = local(N_WEIGHTS, np.float32), local(N_PARTS, np.float32), local(256, np.uint8)
+    turn(values, columns, ends)
+    descended_scales(values, columns, ends, scales, fitted, True)  # noqa: FBT003 - a helper takes no keywords
+    for k in range(BATCH):
+        if largest(magnitude(load(ends, 16 * k))) > MOST:  # ggml stores whatever its sums overflowed to
+            return k
+        bits, integers = stored(load(scales, 16 * k))
+        for i in range(0, 256, 16):
+            q = to(load(fitted, 256 * k + i), np.int32)
+            seen = abs(ends[16 * k + i // 16]) >= SMALLEST  # where ggml sees but zeros, it leaves the least code
+            store(codes, i, to(q - LOW if seen else splat(np.int32(0)), np.uint8))
+        store(scales, 16 * k, float_from_half(bits) * integers)
+        encode_sub_blocks(values[256 * k : 256 * k + 256], scales[16 * k : 16 * k + 16], LOW, HIGH, codes)
+        if finish(codes, integers, bits, data[N_BYTES * k : N_BYTES * (k + 1)]) >= 0:
+            return k
+    return -1
 
 
 @helper
 def search(values: Any, weights: Any, data: Any) -> Any:
-    """Encode a block with the least error that is found: near the best scales, or as ggml does where that is better."""
-    columns, turned = local(256, np.float32), local(256, np.float32)
-    turn_16(values, columns)
-    if weights is None:
-        return encode_searched(values, columns, None, data)
-    turn_16(weights, turned)
-    return encode_searched(values, columns, turned, data)
+    """Encode a batch with the least error that is found: near the best scales, or as ggml does where that is better."""
+    columns, ends = local(N_WEIGHTS, np.float32), local(N_PARTS, np.float32)
+    room, scales = local(N_WEIGHTS, np.float32), local(N_PARTS, np.float32)
+    turn(values, columns, ends)
+    descended_scales(values, columns, ends, scales, room, False)  # noqa: FBT003 - a helper takes no keywords
+    for k in range(BATCH):
+        at = 256 * k
+        own = values[at : at + 256], columns[at : at + 256]
+        end, theirs, target = load(ends, 16 * k), load(scales, 16 * k), data[N_BYTES * k : N_BYTES * (k + 1)]
+        if weights is None:
+            status = encode_searched(own[0], own[1], None, end, theirs, target)
+        else:
+            transpose(weights, at, 16, room, 0)
+            status = encode_searched(own[0], own[1], room, end, theirs, target)
+        if status >= 0:
+            return k
+    return -1
 
 
 @helper
-def surely_better(columns: Any, fits: Any, error: Any) -> Any:
-    """Return whether ggml's scales need not be tried, for they are of a larger error: likely, not proven.
-
-    ggml fits scales to errors times squared weights. With the codes of the best
-    scales, those fits lose `theirs` more than the best ones. What is found loses but a
-    quarter of that, and next to nothing, and no sub-block decides alone.
-    """
-    scales, squares, gain = fits
-    inverse, (low, high, _, _) = inverse_or_zero(scales), BOUNDS
-    xx, xq, qq = splat(ZERO), splat(ZERO), splat(ZERO)
-    for i in range(0, 256, 16):
-        x = load(columns, i)
-        q, w = within(x * inverse, low, high), x * x
-        xx, xq, qq = xx + w, xq + w * x * q, qq + w * q * q
-    off = scales - xq * inverse_or_zero(qq)
-    most, least = largest(xx - gain), shared_total(xx - gain, 16)
-    xx, theirs = shared_total(xx, 16), shared_total(off * off * squares, 16)
-    near = np.float32(1.0125) * least - np.float32(2.0**-16) * xx  # less than what the difference may have lost
-    spread = most < np.float32(0.25) * lane(least, 0)
-    return spread and lane(error, 0) < lane(minimum(near, least + np.float32(0.25) * theirs), 0)
-
-
-@helper
-def encode_searched(values: Any, columns: Any, weights: Any, data: Any) -> Any:
-    """Encode a block; weights are turned, too."""
-    scales, turned, codes = local(16, np.float32), local(256, np.float32), local(256, np.uint8)
-    end, (low, high, _, _) = furthest(columns), BOUNDS
-    # measured on MiniLM: more of them gain less than 0.002 dB
-    fits = fitted_scales(columns, weights, end, BOUNDS, -1.2, 0.24, 10)
-    d = finest_scale(fits[0], fits[1], BOUNDS, 0.016, 8)
-    found = searched_scales(columns, weights, fits[0], d, BOUNDS, 1)
-    d, integers, bits = found[0], found[1], lane(half_bits(found[0]), 0)
-    if weights is not None or not surely_better(columns, fits, found[2]):
-        descended_scales(columns, end, scales, turned)
-        others, theirs = stored(scales)
-        d, integers, bits = better_of(columns, weights, found, others, theirs, BOUNDS)
+def encode_searched(values: Any, columns: Any, weights: Any, end: Any, theirs: Any, data: Any) -> Any:
+    """Encode a block; weights are turned, too; `theirs` are ggml's scales."""
+    codes, (low, high, _, _) = local(256, np.uint8), BOUNDS
+    # measured on MiniLM: ten of them, eight `d` and four integers for each scale gain 0.02 dB
+    fits = fitted_scales(columns, weights, end, BOUNDS, -0.9, 0.6, 4)
+    d = finest_scale(fits[0], fits[1], BOUNDS, 0.03, 2)
+    integers = nearest_scales(d, fits[0], BOUNDS)
+    bits, others = stored(theirs)
+    other = splat(float_from_half(bits))
+    error, their_error = two_errors(columns, weights, d * integers, other * others, low, high)
+    d, integers, bits = better_of((d, integers, error), (other, others, their_error))
     encode_nearest(values, d * integers, low, high, codes)
     return finish(codes, integers, bits, data)
 

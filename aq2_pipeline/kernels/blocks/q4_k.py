@@ -48,7 +48,7 @@ def reference(values: Any, weights: Any, data: Any) -> Any:
 def search(values: Any, weights: Any, data: Any) -> Any:
     """Encode two blocks with the least squared error found, that of ggml's scales included."""
     found, codes = local(64, np.float32), local(512, np.uint8)
-    grid = (-1.5, 0.9, 3, 0.35, 3, 0)
+    grid = (-1.6, 0.45, 7, 0.5, 1, 0)
     find_best(values, weights, 15, -1, 20, grid, found, codes)
     return pack(found, codes, data)
 

@@ -20,9 +20,10 @@ from aq2_pipeline.kernels.blocks.integer_scale_search import (
     better_of,
     common_scale,
     encode_nearest,
+    error_of,
     searched_scales,
-    within,
 )
+from aq2_pipeline.kernels.blocks.rounding import nearest_between
 from aq2_pipeline.kernels.blocks.sub_blocks import SMALLEST, encode_sub_blocks, nearest_within
 from aq2_pipeline.kernels.halves import half_bits
 from aq2_pipeline.kernels.lanes import lane, largest, load, local, magnitude, splat, store, to, where
@@ -71,8 +72,8 @@ def two_sums(columns: Any, squares: Any, cubes: Any, first: Any, second: Any) ->
     low, high = np.float32(LOW), np.float32(HIGH)
     for i in range(0, 256, 16):
         x, square, cube = load(columns, i), load(squares, i), load(cubes, i)
-        one = with_code(one, within(x * first, low, high), square, cube)
-        two = with_code(two, within(x * second, low, high), square, cube)
+        one = with_code(one, nearest_between(x * first, low, high), square, cube)
+        two = with_code(two, nearest_between(x * second, low, high), square, cube)
     return one, two
 
 
@@ -86,7 +87,7 @@ def least_squares_scales(columns: Any, end: Any) -> Any:
         x = load(columns, i)
         store(squares, i, x * x)
         store(cubes, i, x * x * x)
-        sums = with_code(sums, within(x * inverse, low, high), x * x, x * x * x)
+        sums = with_code(sums, nearest_between(x * inverse, low, high), x * x, x * x * x)
     scale = where(sums[1] == ZERO, splat(ZERO), sums[0] / sums[1])
     found = scale, scale * sums[0], inverse
     for k in range(-9, 9, 2):  # two at once, for fewer loads; 0 was first
@@ -153,7 +154,9 @@ def encode_searched(values: Any, columns: Any, weights: Any, data: Any) -> Any:
     d = common_scale(start, np.float32(1.06), BOUNDS[2])
     found = searched_scales(columns, weights, start, d, BOUNDS, 7)
     bits, others = stored(least_squares_scales(columns, end)[0])
-    d, integers, bits = better_of(columns, weights, found, bits, others, BOUNDS)
+    other = splat(float_from_half(bits))
+    theirs = error_of(columns, weights, other * others, BOUNDS[0], BOUNDS[1])
+    d, integers, bits = better_of(found, (other, others, theirs))
     encode_nearest(values, d * integers, BOUNDS[0], BOUNDS[1], codes)
     return finish(codes, integers, bits, data)
 

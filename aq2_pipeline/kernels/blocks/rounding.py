@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aq2_pipeline.kernels._jit import helper
-from aq2_pipeline.kernels.bits import ROUND, ROUND_BITS
+from aq2_pipeline.kernels.bits import ROUND, ROUND_BITS, bits_of
 from aq2_pipeline.kernels.lanes import maximum, minimum, reinterpreted
 
 
@@ -33,3 +33,16 @@ def clamped_bits(x: Any, top: Any) -> Any:
 def nearest_code(x: Any, top: Any) -> Any:
     """Return the nearest integers, ties to even, between 0 and that of `top`."""
     return reinterpreted(clamped_bits(x, top), np.float32) - ROUND
+
+
+@helper
+def bits_between(x: Any, low: Any, high: Any) -> Any:
+    """Return the bits of `ROUND` plus the nearest integers, ties to even, from `low` to `high`, which are float32."""
+    bits = maximum(reinterpreted(x + ROUND, np.int32), bits_of(low + ROUND))
+    return minimum(bits, bits_of(high + ROUND))
+
+
+@helper
+def nearest_between(x: Any, low: Any, high: Any) -> Any:
+    """Return the nearest integers, ties to even, from `low` to `high`, which are float32."""
+    return reinterpreted(bits_between(x, low, high), np.float32) - ROUND
