@@ -50,6 +50,8 @@ __all__ = [
     "register_pyarrow",
     "scan_safetensors",
     "set_threads",
+    "sink_compressed_tensors",
+    "sink_mlx",
     "sink_safetensors",
     "thread_limit",
     "unregister",
@@ -109,6 +111,36 @@ def scan_safetensors(source: str | PathLike[str], *, raw: bool = False, chunk_we
     from aq2_pipeline.io import safetensors  # noqa: PLC0415 - the extra [files] is imported when it is used
 
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights)
+
+
+def sink_compressed_tensors(
+    given: Any,
+    folder: str | PathLike[str],
+    *,
+    config_from: str | PathLike[str] | None = None,
+    scale_dtype: str = "F32",
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a folder: see `aq2_pipeline.io.compressed_tensors.sink_compressed_tensors`."""
+    from aq2_pipeline.io import compressed_tensors  # noqa: PLC0415 - writers are imported when they are used
+
+    compressed_tensors.sink_compressed_tensors(
+        given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress
+    )
+
+
+def sink_mlx(
+    given: Any,
+    folder: str | PathLike[str],
+    *,
+    config_from: str | PathLike[str] | None = None,
+    scale_dtype: str = "F32",
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a folder: see `aq2_pipeline.io.mlx.sink_mlx`."""
+    from aq2_pipeline.io import mlx  # noqa: PLC0415 - writers are imported when they are used
+
+    mlx.sink_mlx(given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress)
 
 
 def sink_safetensors(
