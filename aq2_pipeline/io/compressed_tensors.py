@@ -82,6 +82,9 @@ def sink_compressed_tensors(
     In float32, what compressed-tensors decodes is what this package decodes, bit for
     bit; but of `nvfp4_tensor`, whose scale is stored as its inverse, only within 2**-22.
 
+    transformers 5.23 with compressed-tensors 0.20 loads neither embeddings nor zero
+    points in this format; vLLM's kernels take some widths and groups only.
+
     Examples
     --------
     >>> import json
