@@ -37,7 +37,7 @@ SCALE_DTYPES = ("F32", "F16", "BF16")
 _NAME = re.compile(r"int([2-8])_(?:g([0-9]+)|channel|tensor)(_asym)?")
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 #: Weights that are coded again at a time; the rows of a block are a multiple of 8, so that it begins at a byte.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 class Integers(NamedTuple):
