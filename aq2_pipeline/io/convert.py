@@ -196,7 +196,7 @@ def convert(
         rows = staging.rows
         sink.finish(staging)
         publish(staging.out, path)
-    return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
+    return Report(model.path, path, str(recipe or ""), _reports(chosen, rows))
 
 
 def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
@@ -377,7 +377,7 @@ def dry_run(source: Any, sink: Sink, recipe: Recipe | None) -> Report:
     """Return what `convert` would make of each layer, without its errors; nothing is read or written."""
     model = source if isinstance(source, Source) else open_source(source)
     chosen = plan(model, sink, recipe)
-    return Report(model.path, None, str(recipe or "as it is"), _reports(chosen, []), _size(sink, chosen))
+    return Report(model.path, None, str(recipe or ""), _reports(chosen, []), _size(sink, chosen))
 
 
 def _size(sink: Sink, chosen: Plan) -> int:
