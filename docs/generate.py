@@ -391,8 +391,8 @@ def command_page() -> str:
 
     main = typer.main.get_command(cli.app)
     extras = (
-        "`aq2` comes with the extra `[cli]`; pictures need `[plot]`. [Convert](../how-to/convert.md) says how the commands "
-        "work, what they leave alone, and what [exit codes](../how-to/convert.md#output-and-exit-codes) mean."
+        "`aq2` comes with the extra `[cli]`; pictures need `[plot]`. [Convert](../how-to/convert.md) says how the "
+        "commands work, what they leave alone, and what [exit codes](../how-to/convert.md#output-and-exit-codes) mean."
     )
     parts = [f"# The command\n\n{extras}\n"]
     for name, command in main.commands.items():
