@@ -210,7 +210,7 @@ def sink_parquet(
 
 
 def scan_parquet(source: str | PathLike[str]) -> LazyFrame:
-    """Return a Parquet file of quantized layers as a lazy layer table: see `aq2_pipeline.io.parquet_source`."""
+    """Return a Parquet file of quantized layers as a lazy table: see `aq2_pipeline.io.parquet_source.scan_parquet`."""
     from aq2_pipeline.io import parquet_source  # noqa: PLC0415 - readers and writers are imported when they are used
 
     return parquet_source.scan_parquet(source)
