@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import layout, schemes
+from aq2_pipeline.io.chunks import Part, StoredLayer, joined
 from aq2_pipeline.io.dtypes import DTYPE_BITS
 from aq2_pipeline.io.parquet import RAW, QuantizedFile, write_quantized
 from aq2_pipeline.io.rows import readable, rows_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.sinks import Layer, Progress
     from aq2_pipeline.io.staging import Staging
     from aq2_pipeline.io.targets import Options
+    from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
 __all__ = ["ParquetSink", "sink_parquet"]
@@ -83,10 +85,13 @@ def sink_parquet(
     optional = {field.name for field in layout.CHUNK_FIELDS}.intersection(names)
     optional |= {RAW.name} if {RAW.name, "weights"}.intersection(names) else set()
     left_out = [name for name in _OPTIONAL if name not in optional]
-    write_quantized((one.drop(left_out) for one in _tables(table, progress)), target, metadata)
+    path = Path(target)
+    write_quantized((one.drop(left_out) for one in _tables(table, path, progress)), target, metadata)
 
 
-def _tables(given: Any, progress: Progress | None) -> Iterator[pa.Table]:
+def _tables(given: Any, path: Path, progress: Progress | None) -> Iterator[pa.Table]:
+    """Yield rows as they are stored; in the end their layers are checked, before the file has its name."""
+    parts_told: list[Part] = []
     for row in rows_of(given, "sink_parquet"):
         held = row.quantized
         parts = None if held is None else (held.data, held.scales, held.zero_points)
@@ -94,9 +99,21 @@ def _tables(given: Any, progress: Progress | None) -> Iterator[pa.Table]:
         if held is None and raw is None and row.weights is not None:
             raw = row.weights.view(np.uint8)
             row = row._replace(dtype="F32")  # noqa: PLW2901 - floats of any width come as float32
+        parts_told.append(_told(row))
         yield _table(described(row), parts, raw)
         if progress is not None:
             progress(row.name, sum(part.nbytes for part in parts) if parts else 0 if raw is None else raw.nbytes)
+    joined(parts_told, path)
+
+
+def _told(row: Row) -> Part:
+    """Return what the layers of a file are checked by."""
+    held, shape = row.quantized, list(row.shape)
+    stored = StoredLayer(row.name, shape, row.dtype, None, 0, 0)
+    if held is not None:
+        stored = stored._replace(scheme=held.scheme.name, length=held.length, row_length=held.row_length)
+    cut = row.chunk is not None
+    return Part(stored, cut, row.start if cut else None, [*row.tensor_shape] if cut else None)
 
 
 def _table(told: Mapping[str, Any], parts: Sequence[Array] | None, raw: Array | None) -> pa.Table:
@@ -172,7 +189,7 @@ class ParquetSink(Sink):
                 yield Piece(f"{row.name}/raw", row.start * raw.size // max(math.prod(row.shape), 1), raw)
             return
         held = row.quantized
-        before = held.scheme.sizes(row.start, held.row_length)
+        before = _before(held.scheme, row.tensor_shape, row.start, held.row_length)
         for part, item, begin in zip(_PARTS, _ITEM_BYTES, before, strict=True):
             array = held.data if part == "data" else getattr(held, part)
             yield Piece(f"{row.name}/{part}", begin * item, array)
@@ -187,15 +204,19 @@ class ParquetSink(Sink):
 
     def finish(self, staging: Staging) -> None:
         """Write the Parquet file of what was gathered, in the order of the layers."""
-        gathered = staging.out.rename(staging.folder / "gathered")
+        staging.made = staging.folder / "made"  # what was gathered stays, for a run that is taken up
         order = {name: k for k, name in enumerate(dict.fromkeys(spec.rpartition("/")[0] for spec in staging.specs))}
         rows = sorted(staging.rows, key=lambda told: (order[told["layer_name"]], told.get("start", 0)))
         left_out = [] if any("chunk" in told for told in rows) else list(_OPTIONAL[:-1])
         left_out += [] if any("scheme" not in told for told in rows) else [RAW.name]
-        write_quantized((_gathered(staging, told).drop(left_out) for told in rows), staging.out, self.metadata)
-        gathered.unlink()
-        with QuantizedFile(staging.out) as file:
+        write_quantized((_gathered(staging, told).drop(left_out) for told in rows), staging.made, self.metadata)
+        with QuantizedFile(staging.made) as file:
             file.layers  # noqa: B018 - the check that chunks are layers
+
+
+def _before(scheme: Scheme, shape: Sequence[int], start: int, row_length: int) -> tuple[int, int, int]:
+    """Return the bytes, scales and zero points of a layer before one of its chunks; a vector is one matrix row."""
+    return scheme.sizes(start, start if len(shape) <= 1 else row_length) if start else (0, 0, 0)
 
 
 def _gathered(staging: Staging, told: dict[str, Any]) -> pa.Table:
@@ -204,10 +225,11 @@ def _gathered(staging: Staging, told: dict[str, Any]) -> pa.Table:
     if "scheme" not in told:
         n_bytes = staging.specs[f"{name}/raw"].n_bytes
         n_whole = math.prod(told.get("tensor_shape", told["shape"]))
-        item = n_bytes // n_whole if n_whole else 0
-        return _table(told, None, staging.read(f"{name}/raw", start * item, size * item))
+        begin, end = (n_bytes * n // max(n_whole, 1) for n in (start, start + size))
+        return _table(told, None, staging.read(f"{name}/raw", begin, end - begin))
     scheme = schemes.parse(told["scheme"])
-    before, sizes = (scheme.sizes(n, told["row_length"]) for n in (start, told["length"]))
+    before = _before(scheme, told.get("tensor_shape", told["shape"]), start, told["row_length"])
+    sizes = scheme.sizes(told["length"], told["row_length"])
     parts = [
         staging.read(f"{name}/{part}", begin * item, n * item)
         for part, item, begin, n in zip(_PARTS, _ITEM_BYTES, before, sizes, strict=True)

@@ -90,7 +90,11 @@ class Opened:
         file.seek(begin)
         at = 0
         while at < target.size:
-            n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
+            try:
+                n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
+            except OSError as error:  # which knows a number, and no name
+                error.filename = error.filename or str(path)
+                raise
             if not n_read:
                 raise bad_file(path, f"the data ends {target.size - at} bytes early", layer=tensor.name)
             at += n_read
@@ -147,6 +151,10 @@ class Source:
     def scheme_of(self, tensor: Tensor) -> str | None:
         """Return the scheme that a tensor's bytes are in; None where they are in none."""
         return scheme_of_dtype(tensor.dtype)
+
+    def is_stored(self, tensor: Tensor) -> bool:  # noqa: ARG002 - most formats have no names without data
+        """Whether there is more of the tensor than its name."""
+        return True
 
     #: Whether the rows of the table are cut as the file has it.
     has_own_chunks = False
