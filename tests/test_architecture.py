@@ -148,7 +148,7 @@ THIRD_PARTY = {
     "weights": {"numpy"},
     "version": set(),
     "policy": set(),
-    "schemes": set(),
+    "schemes": {"numpy"},
     "layout": {"pyarrow"},
     "codecs": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite"},
@@ -161,6 +161,8 @@ THIRD_PARTY = {
     "udfs.pyarrow": {"pyarrow"},
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "comparing": {"numpy", "polars", "pyarrow"},
+    "console": {"rich", "typer"},
+    "differing": {"numpy", "polars", "pyarrow"},
     "picture": {"matplotlib", "numpy", "polars"},
     "cli": {"polars", "rich", "typer", "pyarrow"},  # polars for type checkers
     "demo": {"duckdb", "polars", "pyarrow", "numpy"},

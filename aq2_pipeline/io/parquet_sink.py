@@ -15,6 +15,7 @@ import pyarrow as pa
 from aq2_pipeline import layout, schemes
 from aq2_pipeline.io.chunks import Part, StoredLayer, joined
 from aq2_pipeline.io.dtypes import DTYPE_BITS
+from aq2_pipeline.io.gguf_types import GGML_NAMES, GGML_TYPES
 from aq2_pipeline.io.parquet import RAW, QuantizedFile, write_quantized
 from aq2_pipeline.io.rows import readable, rows_of
 from aq2_pipeline.io.sinks import Sink, check_target, described
@@ -167,14 +168,15 @@ class ParquetSink(Sink):
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer is not written: bytes of a dtype that nobody knows are not."""
-        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS
+        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS or layer.dtype in GGML_NAMES
         return None if known else f"tensors of {layer.dtype} are not written"
 
     def tensors(self, layer: Layer) -> list[Spec]:
         """Return what is gathered of a layer: codes, scales and zero points, or its bytes."""
         if layer.scheme is None:
-            bits = 32 if layer.is_float else DTYPE_BITS[str(layer.dtype)]
-            return [Spec(f"{layer.name}/raw", "", (), math.prod(layer.shape) * bits // 8)]
+            return [
+                Spec(f"{layer.name}/raw", "", (), _plain_bytes("F32" if layer.is_float else layer.dtype, layer.shape))
+            ]
         sizes = layer.scheme.sizes(math.prod(layer.shape), layer.row_length or 0)
         return [
             Spec(f"{layer.name}/{part}", "", (), size * item)
@@ -212,6 +214,14 @@ class ParquetSink(Sink):
         write_quantized((_gathered(staging, told).drop(left_out) for told in rows), staging.made, self.metadata)
         with QuantizedFile(staging.made) as file:
             file.layers  # noqa: B018 - the check that chunks are layers
+
+
+def _plain_bytes(dtype: str | None, shape: Sequence[int]) -> int:
+    """Return the bytes of a tensor that is stored as it came; also of ggml's blocks that have no scheme."""
+    if dtype in DTYPE_BITS:
+        return math.prod(shape) * DTYPE_BITS[dtype] // 8
+    kind = GGML_TYPES[GGML_NAMES[str(dtype)]]
+    return math.prod(shape) // kind.block * kind.n_bytes
 
 
 def _before(scheme: Scheme, shape: Sequence[int], start: int, row_length: int) -> tuple[int, int, int]:
