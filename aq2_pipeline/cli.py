@@ -340,7 +340,7 @@ def _run(
     if as_json:
         console.print_json(report.as_json())
     else:
-        _print_report(report, source, target, decodes="dtype" in given)
+        _print_report(report, source, target, quantized=recipe is not None)
 
 
 def _bytes(text: str | None) -> int | None:
@@ -373,7 +373,7 @@ def _print_refused(table: pl.DataFrame) -> None:
         typer.echo(f"{row['scheme']} refuses {len(row['refused'])} layers: {names}: {row['reason']}", err=True)
 
 
-def _print_report(report: Report, source: Path, target: Path, *, decodes: bool) -> None:
+def _print_report(report: Report, source: Path, target: Path, *, quantized: bool) -> None:
     """Say what was left alone and why, what has another scheme, and what it came to."""
     for layer in report.layers:
         told = f"{console.shown(layer.name)} {layer.shape}"
@@ -381,17 +381,14 @@ def _print_report(report: Report, source: Path, target: Path, *, decodes: bool) 
             typer.echo(f"left alone: {told} as {layer.dtype}: {layer.left_alone}")
         elif layer.instead is not None:
             typer.echo(f"{layer.scheme} instead: {told}: {layer.instead}")
-    n_quantized = len(report.quantized)
     sizes = f"{console.size_text(report.source_bytes)} -> {console.size_text(report.target_bytes)}"
     figures = []
-    if report.bits_per_weight is not None:
+    done = report.quantized if quantized else [layer for layer in report.layers if layer.left_alone is None]
+    if quantized and report.bits_per_weight is not None:
         figures.append(f"{console.figure(report.bits_per_weight)} bits per weight")
     if report.sqnr_db is not None:
         figures.append(f"SQNR {console.figure(report.sqnr_db)} dB")
-    verb = "would be " if report.target is None else ""
-    counted = f"{n_quantized} of {len(report.layers)} layers {verb}quantized"
-    if not report.recipe:
-        decoded = f"{n_quantized} of {len(report.layers)} layers {verb}decoded"
-        counted, figures = decoded if decodes else f"{len(report.layers)} layers as they are", []
-    told = f" ({report.recipe})" if report.recipe else ""
-    typer.echo(f"{source} -> {target}{told}: {', '.join([counted, *figures, sizes])}")
+    verb = ("would be " if report.target is None else "") + ("quantized" if quantized else "written")
+    counted = f"{len(done)} of {len(report.layers)} layers {verb}"
+    route = f"{console.shown(str(source))} -> {console.shown(str(target))} ({report.recipe})"
+    typer.echo(f"{route}: {', '.join([counted, *figures, sizes])}")

@@ -60,7 +60,8 @@ class Difference:
             return None
         if not self.error:
             return math.inf
-        return 10 * math.log10(self.weight / self.error) if self.weight else -math.inf
+        ratio = self.weight / self.error
+        return 10 * math.log10(ratio) if ratio else -math.inf
 
     @property
     def cosine(self) -> float | None:
@@ -71,7 +72,8 @@ class Difference:
             return 1.0
         if not self.weight or not self.other:
             return None
-        return (self.weight + self.other - self.error) / (2 * math.sqrt(self.weight) * math.sqrt(self.other))
+        found = (self.weight + self.other - self.error) / (2 * math.sqrt(self.weight) * math.sqrt(self.other))
+        return found if math.isnan(found) else max(-1.0, min(1.0, found))  # sums round
 
 
 def difference(values: Array, others: Array, n_threads: int | None = None) -> Difference:

@@ -162,20 +162,30 @@ def _rows(table: Any) -> Iterator[Array]:
 def _pairs(
     ours: Iterator[tuple[str, int, Array]], theirs: Iterator[tuple[str, int, Array]]
 ) -> Iterator[tuple[str, Array, Array]]:
-    """Yield what both have of the same weights; pieces of a layer come in its order, layers perhaps in another."""
-    waiting: dict[tuple[str, int], Array] = {}
+    """Yield what both have of the same weights; pieces of both come in any order."""
+    waiting: dict[str, list[tuple[int, Array]]] = {}
     for name, start, values in ours:
-        at, rest = start, values
-        while rest.size:
-            while (name, at) not in waiting:
-                more = next(theirs)
-                waiting[more[0], more[1]] = more[2]
-            others = waiting.pop((name, at))
-            n = min(rest.size, others.size)
-            yield name, rest[:n], others[:n]
-            at, rest = at + n, rest[n:]
-            if others.size > n:
-                waiting[name, at] = others[n:]
+        rest = [(start, values)]
+        while rest:
+            at, some = rest.pop()
+            if not some.size:
+                continue
+            pieces = waiting.setdefault(name, [])
+            k = next(
+                (k for k, (begin, others) in enumerate(pieces) if begin < at + some.size and at < begin + others.size),
+                None,
+            )
+            if k is None:
+                rest.append((at, some))
+                other, begin, others = next(theirs)
+                waiting.setdefault(other, []).append((begin, others))
+                continue
+            begin, others = pieces.pop(k)
+            low, high = max(at, begin), min(at + some.size, begin + others.size)
+            yield name, some[low - at : high - at], others[low - begin : high - begin]
+            rest += [(at, some[: low - at]), (high, some[high - at :])]
+            left = [(begin, others[: low - begin]), (high, others[high - begin :])]
+            pieces += [piece for piece in left if piece[1].size]
 
 
 def _row(
@@ -204,6 +214,7 @@ def summary(table: pl.DataFrame) -> str:
 
 
 def as_json(table: pl.DataFrame) -> dict[str, Any]:
-    """Return the table for JSON, which has no infinity: equal layers have `mse` 0 and `sqnr_db` null."""
-    finite = table.with_columns(pl.when(pl.col("sqnr_db").is_finite()).then("sqnr_db").alias("sqnr_db"))
+    """Return the table for JSON, which has no infinity and no NaN: equal layers have `mse` 0 and `sqnr_db` null."""
+    figures = pl.col("mse", "sqnr_db", "cosine", "max_abs")
+    finite = table.with_columns(pl.when(figures.is_finite()).then(figures))
     return {"summary": summary(table), "layers": finite.to_dicts()}

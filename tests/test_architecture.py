@@ -148,7 +148,7 @@ THIRD_PARTY = {
     "weights": {"numpy"},
     "version": set(),
     "policy": set(),
-    "schemes": set(),
+    "schemes": {"numpy"},
     "layout": {"pyarrow"},
     "codecs": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite"},
@@ -162,7 +162,7 @@ THIRD_PARTY = {
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "comparing": {"numpy", "polars", "pyarrow"},
     "console": {"rich", "typer"},
-    "differing": {"polars"},
+    "differing": {"numpy", "polars", "pyarrow"},
     "picture": {"matplotlib", "numpy", "polars"},
     "cli": {"polars", "typer"},  # polars for type checkers
     "demo": {"duckdb", "polars", "pyarrow", "numpy"},

@@ -214,7 +214,9 @@ def test_chunks_become_one_tensor(chunked, tmp_path, monkeypatch, limit):
     """Decoding joins the chunks of a layer in the order of `start`, wherever they are in the file."""
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", limit)
     told = []
-    report = dequantize_file(chunked, tmp_path / "m.safetensors", progress=lambda layer: told.append(layer.name))
+    report = dequantize_file(
+        chunked, tmp_path / "m.safetensors", progress=lambda name, _, layer: told.append(name) if layer else None
+    )
     found = load_file(tmp_path / "m.safetensors")
     for name, w in (("big", BIG), ("vector", VECTOR), ("whole", WHOLE)):
         one = aq2_pipeline.dequantize(aq2_pipeline.quantize(column(w.ravel()), "int4_g32", shapes(w.shape)))
@@ -229,7 +231,7 @@ def test_chunks_become_one_tensor(chunked, tmp_path, monkeypatch, limit):
 
 def test_inspect_shows_layers(chunked):
     """A layer in chunks is one row of `inspect`, with the bytes of all of them."""
-    _, rows = inspect_file(chunked)
+    _, rows, _ = inspect_file(chunked)
     shown = {row["layer"]: row for row in rows}
     assert shown.keys() == {"big", "vector", "whole"}
     assert shown["big"]["shape"] == [24, 96]

@@ -43,7 +43,7 @@ def _names(folder):
 def test_version_and_help_are_quick_to_say():
     """`--version` says the package's version; `--help` lists the commands; neither loads a kernel."""
     assert aq2("--version").stdout == f"aq2 {__version__}\n"
-    for command in ("inspect", "quantize", "dequantize", "schemes", "compare", "demo"):
+    for command in ("inspect", "quantize", "dequantize", "convert", "diff", "schemes", "compare", "demo"):
         assert command in aq2("--help").stdout
         assert aq2(command, "--help").exit_code == 0
     code = "import sys, aq2_pipeline.cli; print('numba' in sys.modules, 'duckdb' in sys.modules)"
@@ -52,19 +52,22 @@ def test_version_and_help_are_quick_to_say():
 
 
 def test_quantize_with_a_scheme(model, tmp_path):
-    """`--scheme` gives every float tensor that scheme, and the summary says what came out."""
+    """`--scheme` gives every float tensor of two or more axes that scheme, and the summary says what came out."""
     done = aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "int4_g64_asym", "--threads", "1")
     assert done.exit_code == 0
     frame = pl.read_parquet(tmp_path / "q.parquet").unnest("quantized")
     assert dict(frame.select("layer_name", "scheme").iter_rows()) == {
         "mlp.weight": "int4_g64_asym",
         "head.weight": "int4_g64_asym",
-        "norm.weight": "int4_g64_asym",
+        "norm.weight": "f32",
         "positions": None,
     }
     lines = done.stdout.splitlines()
-    assert lines[0] == "left alone: positions [16]: I64 is not a float dtype; its data is left out"
-    assert "(int4_g64_asym): 3 of 4 layers quantized, 5 bits per weight" in lines[-1]
+    assert sorted(lines[:2]) == [
+        "left alone: norm.weight [256] as F32: a tensor of fewer than two axes",
+        "left alone: positions [16] as I64: I64 is no float dtype",
+    ]
+    assert "(int4_g64_asym): 2 of 4 layers quantized, 5 bits per weight" in lines[-1]
     assert "mlp.weight: int4_g64_asym 5 bits, SQNR" in done.stderr
 
 
@@ -79,9 +82,10 @@ def test_quantize_with_a_policy(model, tmp_path):
     assert done.exit_code == 0
     frame = pl.read_parquet(tmp_path / "q.parquet").filter(pl.col("quantized").is_not_null())
     wanted = pl.col("layer_name").aq2.policy_scheme(pl.col("shape"), 4, "diffusion")
-    assert frame.select(pl.col("quantized").struct.field("scheme") == wanted).to_series().all()
-    kept = [line for line in done.stdout.splitlines() if line.startswith("left alone: norm.weight [256] kept as f32: ")]
-    assert len(kept) == 1
+    found = dict(frame.select("layer_name", pl.col("quantized").struct.field("scheme")).iter_rows())
+    assert found == dict(frame.select("layer_name", wanted.alias("scheme")).iter_rows()) | {"head.weight": "f16"}
+    for kept in ("norm.weight [256] as F32: ", "head.weight [4, 64] as F16: "):
+        assert len([line for line in done.stdout.splitlines() if line.startswith(f"left alone: {kept}")]) == 1
     assert aq2("quantize", model, tmp_path / "b.parquet", "--policy", "base", "--bits", "3").exit_code == 0
     frame = pl.read_parquet(tmp_path / "b.parquet").unnest("quantized")
     assert set(frame["scheme"].drop_nulls()) == {"int3_g128"}
@@ -96,23 +100,68 @@ def test_quantize_prints_json(model, tmp_path):
     layers = {layer["name"]: layer for layer in report["layers"]}
     assert layers["mlp.weight"]["bits_per_weight"] == 4.5
     assert layers["norm.weight"]["sqnr_db"] is None
-    assert layers["positions"]["left_alone"].startswith("I64 is not a float dtype")
+    assert layers["positions"]["left_alone"] == "I64 is no float dtype"
 
 
-def test_dequantize_says_what_is_left_out(model, tmp_path):
-    """`dequantize` writes float32 tensors with names and shapes, and names what is not there."""
+def test_dequantize_writes_every_tensor(model, tmp_path):
+    """`dequantize` writes names, shapes, dtypes and metadata of the source; what was no weight comes as it was."""
     aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "int8_g64")
     done = aq2("dequantize", tmp_path / "q.parquet", tmp_path / "back.safetensors")
     assert done.exit_code == 0
-    assert "left alone: positions [16]: only its name is stored: I64 is not a float dtype" in done.stdout
-    assert "3 of 4 layers decoded" in done.stdout
+    assert "4 of 4 layers written" in done.stdout
     original, back = load_file(model), load_file(tmp_path / "back.safetensors")
-    assert back.keys() == original.keys() - {"positions"}
+    assert back.keys() == original.keys()
     for name, weights in back.items():
-        np.testing.assert_allclose(weights, original[name].astype(np.float32), atol=0.03)
-        assert weights.shape == original[name].shape
-    report = json.loads(aq2("dequantize", tmp_path / "q.parquet", tmp_path / "b.safetensors", "--json").stdout)
-    assert [layer["name"] for layer in report["layers"] if layer["left_alone"]] == ["positions"]
+        np.testing.assert_allclose(weights, original[name], atol=0.03)
+        assert (weights.shape, weights.dtype) == (original[name].shape, original[name].dtype)
+    np.testing.assert_array_equal(back["positions"], original["positions"])
+    assert json.loads(aq2("inspect", tmp_path / "back.safetensors", "--json", "--metadata").stdout)["metadata"] == {
+        "format": "pt"
+    }
+    assert aq2("dequantize", tmp_path / "q.parquet", tmp_path / "h.safetensors", "--dtype", "BF16").exit_code == 0
+    kinds = pl.DataFrame(json.loads(aq2("inspect", tmp_path / "h.safetensors", "--json").stdout)["layers"])
+    assert sorted(kinds["dtype"]) == ["BF16", "BF16", "BF16", "I64"]
+    done = aq2("dequantize", tmp_path / "q.parquet", tmp_path / "i", "--dtype", "I8")
+    assert (done.exit_code, "one of F32, F16, BF16" in done.stderr) == (1, True)
+
+
+def test_dry_run_writes_nothing(model, tmp_path):
+    """`--dry-run` says what would be made and how large, and for GGUF and safetensors that is what is made."""
+    for name in ("q.gguf", "q.safetensors"):
+        arguments = ("quantize", model, tmp_path / name, "--scheme", "q8_0", "--json")
+        planned = json.loads(aq2(*arguments, "--dry-run").stdout)
+        assert _names(tmp_path) == ["model.safetensors"]
+        made = json.loads(aq2(*arguments).stdout)
+        assert planned["target_bytes"] == made["target_bytes"] == (tmp_path / name).stat().st_size
+        assert planned["target"] is None
+        assert [layer["scheme"] for layer in planned["layers"]] == [layer["scheme"] for layer in made["layers"]]
+        (tmp_path / name).unlink()
+    done = aq2("quantize", model, tmp_path / "q.parquet", "--dry-run")
+    assert "layers would be quantized" in done.stdout
+    assert _names(tmp_path) == ["model.safetensors"]
+
+
+def test_rules_and_fallbacks_are_said(model, tmp_path):
+    """`--rule` decides for layers and modules, first match first; what has another scheme says why."""
+    rules = ["--rule", "head=q8_0", "--rule", "*=keep"]
+    done = aq2("quantize", model, tmp_path / "q.gguf", "--scheme", "q4_k", *rules)
+    assert "left alone: mlp.weight [256, 256] as F32: the rule *=keep" in done.stdout
+    done = aq2("quantize", model, tmp_path / "q.gguf", "--scheme", "q4_k")
+    assert "q5_0 instead: head.weight [4, 64]: rows of 64 weights are not whole blocks of q4_k" in done.stdout
+
+
+def test_convert_and_diff(model, tmp_path):
+    """`convert` writes another format with the same weights, and `diff` says so; then what a scheme lost."""
+    assert "4 of 4 layers written" in aq2("convert", model, tmp_path / "m", "--to", "gguf").stdout
+    done = aq2("diff", model, tmp_path / "m")
+    assert done.stdout.splitlines()[-1] == "3 of 4 layers compared, 3 of them equal"
+    aq2("quantize", model, tmp_path / "q.parquet", "--scheme", "int4_g64")
+    told = json.loads(aq2("diff", model, tmp_path / "q.parquet", "--layers", "*.weight", "--json").stdout)
+    layers = {layer["layer_name"]: layer for layer in told["layers"]}
+    assert layers["norm.weight"]["mse"] == 0
+    assert layers["norm.weight"]["sqnr_db"] is None
+    assert 15 < layers["mlp.weight"]["sqnr_db"] < 30
+    assert "SQNR of" in told["summary"]
 
 
 def test_inspect_lists_a_model(model):
@@ -132,7 +181,7 @@ def test_inspect_lists_quantized_layers(model, tmp_path):
     """Of our Parquet files `inspect` tells scheme, bytes and bits per weight."""
     aq2("quantize", model, tmp_path / "q.parquet")
     listed = json.loads(aq2("inspect", tmp_path / "q.parquet", "--json").stdout)
-    assert listed["about"] == "quantized by policy diffusion, 4 bits"
+    assert listed["about"].startswith("4 tensors, ")
     row = next(row for row in listed["layers"] if row["layer"] == "mlp.weight")
     assert (row["scheme"], row["bits_per_weight"], row["bytes"]) == ("int4_g64", 4.5, 256 * 256 * 4.5 / 8)
 
@@ -190,13 +239,22 @@ def test_terminal_gets_a_table_and_a_bar(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantize", "{model}", "{out}", "--scheme", "int9"], "'int9' is unknown"),
-        (["quantize", "{model}", "{out}", "--bits", "9"], "9 is no width"),
-        (["quantize", "{out}", "{out}2"], "No such file"),
+        (["quantize", "{model}", "{out}.parquet", "--scheme", "int9"], "'int9' is unknown"),
+        (["quantize", "{model}", "{out}.parquet", "--bits", "9"], "9 is no width"),
+        (["quantize", "{out}", "{out}2.parquet"], "No such file"),
         (["quantize", "{out}.pt", "{out}"], "pickle formats are not read"),
         (["quantize", "{model}", "{out}/none/q.parquet"], "No such file"),
         (["quantize", "{model}", "{model}"], "both source and target"),
-        (["dequantize", "{model}", "{out}"], "no Parquet file"),
+        (["dequantize", "{out}", "{out}2"], "No such file"),
+        (["convert", "{model}", "{out}"], "does not say a format"),
+        (["convert", "{model}", "{out}", "--to", "onnx"], "the format 'onnx' is not written"),
+        (["quantize", "{model}", "{out}.gguf", "--scheme", "int4_g64"], "GGUF has no int4_g64"),
+        (["quantize", "{model}", "{out}.parquet", "--rule", "nothing=f32"], "matched 0 of 4 tensors"),
+        (["quantize", "{model}", "{out}.parquet", "--rule", "nothing"], "not of the form"),
+        (["quantize", "{model}", "{out}.parquet", "--memory", "1MB"], "too few"),
+        (["quantize", "{model}", "{out}.parquet", "--dry-run", "--scheme", "f9"], "is unknown"),
+        (["diff", "{model}", "{out}"], "No such file"),
+        (["diff", "{model}", "{model}", "--layers", "none*"], "is called 'none*'"),
         (["inspect", "{out}"], "No such file"),
     ],
 )
@@ -217,7 +275,10 @@ def test_errors_are_one_message(model, tmp_path, arguments, message):
         ["quantize", "in", "out", "--scheme", "int4_g64", "--bits", "4"],
         ["quantize", "in", "out", "--policy", "none"],
         ["quantize", "in", "out", "--threads", "0"],
+        ["quantize", "in", "out", "--memory", "much"],
+        ["quantize", "in", "out", "--memory", "1i"],
         ["quantize", "in"],
+        ["convert", "in", "out", "--scheme", "int4_g64"],
         ["none"],
     ],
 )
@@ -229,7 +290,9 @@ def test_wrong_command_lines_exit_with_2(arguments):
 def test_errors_name_the_layer(tmp_path):
     """A value that cannot be quantized is reported with its layer and position."""
     save_file({"ok": np.ones(3, np.float32), "bad": np.array([1, np.inf], np.float32)}, tmp_path / "m.safetensors")
-    done = aq2("quantize", tmp_path / "m.safetensors", tmp_path / "q.parquet", "--policy", "base")
+    done = aq2(
+        "quantize", tmp_path / "m.safetensors", tmp_path / "q.parquet", "--policy", "base", "--rule", "bad=int8_g32"
+    )
     assert done.exit_code == 1
     assert "layer 'bad', position 1: the value inf is not finite" in done.stderr
 
@@ -241,7 +304,7 @@ def test_interrupt_leaves_nothing(model, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "quantization_error", interrupted)
+    monkeypatch.setattr(convert, "difference", interrupted)
     done = aq2("quantize", model, tmp_path / "q.parquet")
     assert (done.exit_code, done.stdout) == (130, "")
     assert "interrupted" in done.stderr
@@ -262,7 +325,7 @@ def test_names_cannot_reach_the_terminal(tmp_path):
     save_file({"a\x1b[2Jb": np.ones((2, 2), np.float32)}, tmp_path / "m.safetensors")
     for done in (
         aq2("inspect", tmp_path / "m.safetensors"),
-        aq2("quantize", tmp_path / "m.safetensors", tmp_path / "q"),
+        aq2("quantize", tmp_path / "m.safetensors", tmp_path / "q.parquet", "--scheme", "int4_g32"),
     ):
         assert done.exit_code == 0
         assert "\x1b" not in done.output

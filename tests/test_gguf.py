@@ -13,7 +13,7 @@ from support import ggml
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError, gguf_metadata, register, scan_gguf
 from aq2_pipeline.io import gguf_header
-from aq2_pipeline.io.convert import Recipe, dequantize_file, quantize_file
+from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.frames import reader
 from aq2_pipeline.io.gguf import open_gguf
 from aq2_pipeline.io.gguf_header import read_header
@@ -21,7 +21,9 @@ from aq2_pipeline.io.gguf_layout import header_of
 from aq2_pipeline.io.gguf_types import GGML_NAMES, GGML_TYPES, REMOVED_TYPES
 from aq2_pipeline.io.gguf_values import KeyValue, Metadata, key_value
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.parquet_source import scan_parquet
 from aq2_pipeline.io.paths import open_regular
+from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.source import Source
 
 RNG = np.random.default_rng(71)
@@ -395,8 +397,12 @@ def test_gguf_is_quantized_into_parquet(model, tmp_path):
     """The float layers of a GGUF file, decoded, go through the conversions that other formats do."""
     path, rows = model
     quantize_file(path, tmp_path / "q.parquet", Recipe("int4_g64"))
-    report = dequantize_file(tmp_path / "q.parquet", tmp_path / "back.safetensors")
-    assert {layer.name for layer in report.layers} >= set(rows)
+    found = dict(scan_parquet(tmp_path / "q.parquet").select("layer_name", "raw").collect().iter_rows())
+    assert found.keys() == {*rows, "ids", "grid", "double"}
+    assert found["grid"] == bytes(range(66))
+    with pytest.raises(SchemeError, match="tensors of IQ2_XXS are not written") as caught:
+        dequantize_file(tmp_path / "q.parquet", tmp_path / "back.safetensors")
+    assert caught.value.layer == "grid"
 
 
 def test_many_tensors_are_listed_quickly(tmp_path):

@@ -73,10 +73,11 @@ def joined(parts: Sequence[Part], path: Path) -> tuple[list[StoredLayer], list[P
     Raises
     ------
     FormatError
-        Naming the layer whose chunks contradict each other, overlap, or are not all there.
+        Naming the layer that is there twice, or whose chunks contradict each other, overlap, or are not all there.
     """
     of_layer: list[list[int]] = []
     chunked: dict[str, list[int]] = {}
+    whole: set[str] = set()
     for row, part in enumerate(parts):
         if part.chunk and part.stored.name in chunked:
             chunked[part.stored.name].append(row)
@@ -84,6 +85,10 @@ def joined(parts: Sequence[Part], path: Path) -> tuple[list[StoredLayer], list[P
         of_layer.append([row])
         if part.chunk:
             chunked[part.stored.name] = of_layer[-1]
+        elif part.stored.name in whole:
+            raise bad_file(path, "the layer is there twice", "a layer is one row, or its chunks", part.stored.name)
+        else:
+            whole.add(part.stored.name)
     places = [Place(0, 0)] * len(parts)
     layers = []
     for k, rows in enumerate(of_layer):
@@ -101,6 +106,7 @@ def _layer(chunks: list[Part], path: Path) -> StoredLayer:
     name, _, dtype, scheme, _, _, row_length = chunks[0].stored
     shape = [-1 if axis is None else axis for axis in chunks[0].tensor_shape or ()]
     length = math.prod(shape) if scheme else 0
+    row_length = length if len(shape) <= 1 else row_length
     fault = _contradiction(chunks) or (_gap(chunks, length) if scheme else None)
     if fault:
         raise bad_file(path, fault, "a file has every chunk of a layer, each once", name)
@@ -109,11 +115,12 @@ def _layer(chunks: list[Part], path: Path) -> StoredLayer:
 
 def _contradiction(chunks: list[Part]) -> str | None:
     """Return what chunks of one layer say of it differently, or wrongly."""
+    vector = all(len(chunk.tensor_shape or ()) <= 1 for chunk in chunks)  # its chunks are rows of their own length
     for what, told in (
         ("tensor_shape", [chunk.tensor_shape for chunk in chunks]),
         ("dtype", [chunk.stored.dtype for chunk in chunks]),
         ("scheme", [chunk.stored.scheme for chunk in chunks]),
-        ("row_length", [chunk.stored.row_length for chunk in chunks]),
+        ("row_length", [] if vector else [chunk.stored.row_length for chunk in chunks]),
     ):
         if what == "tensor_shape" and None in told:
             return "a chunk is without a tensor_shape"

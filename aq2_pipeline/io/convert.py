@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -16,36 +15,38 @@ from aq2_pipeline import schemes
 from aq2_pipeline.differences import Difference, difference
 from aq2_pipeline.errors import Aq2Error, InputValueError
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parts import Part, parts_of
+from aq2_pipeline.io.parts import parts_of
+from aq2_pipeline.io.plans import plan
 from aq2_pipeline.io.reports import LayerReport, Report
 from aq2_pipeline.io.rows import rows_of
-from aq2_pipeline.io.sinks import Layer, check_target, described, layer_of
+from aq2_pipeline.io.sinks import check_target, described, layer_of
 from aq2_pipeline.io.source import Source
 from aq2_pipeline.io.staging import staged
 from aq2_pipeline.io.targets import Options, sink_for, target_for
 from aq2_pipeline.io.writing import publish
+from aq2_pipeline.layers import check_chunk
 from aq2_pipeline.udfs.python import dequantize, quantize
 from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from aq2_pipeline.io.parts import Tensor
+    from aq2_pipeline.io.parts import Part
+    from aq2_pipeline.io.plans import Plan, PlannedLayer
     from aq2_pipeline.io.recipes import Recipe
     from aq2_pipeline.io.rows import Row
     from aq2_pipeline.io.sinks import Sink
-    from aq2_pipeline.io.staging import Spec, Staging
+    from aq2_pipeline.io.staging import Staging
+    from aq2_pipeline.schemes import Scheme
 
     Progress = Callable[[str, int, LayerReport | None], None]
 
 __all__ = [
     "CHUNK_WEIGHTS",
-    "Plan",
     "chunk_weights_for",
     "convert",
     "dequantize_file",
     "dry_run",
-    "plan",
     "quantize_file",
 ]
 
@@ -56,31 +57,6 @@ _ROWS = 32
 #: What the interpreter and the libraries take, and the bytes that a weight of a chunk takes beyond, at the most.
 _BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 32
 _FEWEST = 1 << 16
-
-
-class _Layer(NamedTuple):
-    """A tensor, what it becomes, and why."""
-
-    tensor: Tensor
-    wanted: str | None
-    reason: str | None
-    form: str
-    held: Layer
-
-
-class Plan(NamedTuple):
-    """What a run will do.
-
-    Attributes
-    ----------
-    layers : list of _Layer
-        In the order of the source.
-    specs : list of Spec
-        The tensors of the target.
-    """
-
-    layers: list[_Layer]
-    specs: list[Spec]
 
 
 def chunk_weights_for(memory: int | None) -> int:
@@ -98,49 +74,6 @@ def chunk_weights_for(memory: int | None) -> int:
         msg = f"{memory} bytes of memory are too few"
         raise InputValueError(msg, f"give at least {(_BASE_BYTES + _FEWEST * _BYTES_PER_WEIGHT) >> 20} MB")
     return min(found, CHUNK_WEIGHTS)
-
-
-def plan(source: Source, sink: Sink, recipe: Recipe | None) -> Plan:
-    """Choose what becomes of each layer; nothing is read but names and shapes.
-
-    Raises
-    ------
-    SchemeError
-        For a scheme, or with a rule a layer, that the target cannot hold.
-    InputValueError
-        If nothing is left to quantize, or a rule is of no layer.
-    """
-    if recipe is not None:
-        recipe.check_rules([tensor.name for tensor in source.tensors])
-        for scheme in recipe.schemes():
-            side = 4096
-            sink.check(Layer("model.weight", (side, side), "F32", scheme, row_length=side))
-    layers = [_planned(source, tensor, sink, recipe) for tensor in source.tensors]
-    if recipe is not None and not any(layer.wanted for layer in layers):
-        msg = f"{str(source.path)!r}: 0 of {len(layers)} tensors would be quantized"
-        raise InputValueError(msg, f"the first is left alone: {layers[0].reason}" if layers else None)
-    return Plan(layers, [spec for layer in layers for spec in sink.tensors(layer.held)])
-
-
-def _planned(source: Source, tensor: Tensor, sink: Sink, recipe: Recipe | None) -> _Layer:
-    """Return what becomes of a tensor."""
-    kept = source.scheme_of(tensor)
-    plain = Layer(tensor.name, tensor.shape, tensor.dtype)
-    if recipe is None:
-        wanted, reason = None, None
-    elif not source.holds_weights(tensor):
-        wanted, reason = None, f"{tensor.dtype} is no float dtype"
-    else:
-        wanted, reason = recipe.choose(plain, sink)
-    scheme = wanted or kept
-    if scheme is None:
-        sink.check(plain)
-        return _Layer(tensor, None, reason, "raw", plain)
-    parsed = schemes.parse(scheme)
-    row_length = sink.row_length(parsed, tensor.shape) if wanted else source.row_length(tensor, parsed)
-    held = plain._replace(scheme=parsed, row_length=row_length)
-    sink.check(held)
-    return _Layer(tensor, wanted, reason, "weights" if wanted else "quantized", held)
 
 
 def convert(
@@ -195,8 +128,8 @@ def convert(
         staging.check_complete()
         rows = staging.rows
         sink.finish(staging)
-        publish(staging.out, path)
-    return Report(model.path, path, str(recipe or ""), _reports(chosen, rows))
+        publish(staging.made, path)
+    return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
 
 
 def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
@@ -206,7 +139,7 @@ def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> s
 
 def _check_apart(model: Source, path: Path) -> None:
     for file in model.files:
-        if path.exists() and file.samefile(path):
+        if path.exists() and (file.samefile(path) or path in file.resolve().parents):
             msg = f"{str(path)!r} is both source and target"
             raise InputValueError(msg, "write to another file")
 
@@ -225,9 +158,10 @@ def _fill(
     done = _Done(chosen, progress)
     for told in staging.rows:
         done.add(told)
-    todo = [part for part in _parts(model, chosen, chunk) if (part.tensor.name, part.start) not in done.rows]
-    for form, parts in itertools.groupby(todo, key=lambda part: layers[part.tensor.name].form):
-        batches = model.batches(list(parts), form, chunked=True, max_bytes=4 * chunk)
+    parts = [part for part in _parts(model, chosen, chunk) if (part.tensor.name, part.start) not in done.rows]
+    for form in ("weights", "quantized", "raw"):
+        todo = [part for part in parts if layers[part.tensor.name].form == form]
+        batches = model.batches(todo, form, chunked=True, max_bytes=4 * chunk)
         while (table := next(batches, None)) is not None:
             for row, told in _rows(table, layers, form, threads, keep_weights=sink.codes_again):
                 staging.add(told, sink.tensors(layer_of(row)), sink.pieces(row))
@@ -261,7 +195,10 @@ class _Done:
 def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
     """Yield the parts in which each layer goes; what has one scale goes whole."""
     if model.has_own_chunks:
-        yield from model.parts()
+        wanted = {layer.tensor.name: layer.held.scheme for layer in chosen.layers if layer.wanted}
+        for part in model.parts():
+            _check_cut(part, wanted.get(part.tensor.name))
+            yield part
         return
     for layer in chosen.layers:
         scheme = layer.held.scheme
@@ -274,8 +211,17 @@ def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
             yield from parts_of(layer.tensor, chunk, _ROWS, math.lcm(max(scheme.group, 1), scheme.block))
 
 
+def _check_cut(part: Part, scheme: Scheme | None) -> None:
+    """Check that a chunk, as a file has it, can be quantized alone."""
+    if scheme is not None and part.chunk is not None:
+        try:
+            check_chunk(scheme, part.shape, part.tensor.shape, part.start)
+        except Aq2Error as error:
+            raise error.at(layer=part.tensor.name) from None
+
+
 def _rows(
-    table: pa.Table, layers: dict[str, _Layer], form: str, threads: int | None, *, keep_weights: bool
+    table: pa.Table, layers: dict[str, PlannedLayer], form: str, threads: int | None, *, keep_weights: bool
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Yield the rows of a batch as they are stored, with what the journal says of them."""
     names = table["layer_name"].to_pylist()
@@ -294,7 +240,7 @@ def _rows(
 
 
 def _quantized(
-    table: pa.Table, layers: dict[str, _Layer], names: list[str], threads: int | None
+    table: pa.Table, layers: dict[str, PlannedLayer], names: list[str], threads: int | None
 ) -> tuple[pa.StructArray, list[Difference | None]]:
     weights, shapes = table["weights"].chunk(0), table["shape"].chunk(0)
     wanted = pa.array([layers[name].wanted for name in names])
@@ -302,7 +248,7 @@ def _quantized(
         codes = quantize(weights, wanted, shapes, threads=threads)
         decoded = dequantize(codes, threads=threads)
     except Aq2Error as error:
-        raise _of_layer(error, names) from None
+        raise _of_layer(error, names, table["start"].to_pylist()) from None
     except MemoryError as error:
         largest = max(range(len(names)), key=lambda k: len(weights[k]))
         msg = f"layer {names[largest]!r}: no memory for its {4 * len(weights[largest])} bytes and their codes"
@@ -314,9 +260,12 @@ def _quantized(
     return codes, lost
 
 
-def _of_layer(error: Aq2Error, names: Sequence[str]) -> Aq2Error:
-    """Name the layer instead of the row of a batch."""
-    return error if error.row is None else error.at(layer=names[error.row], row=None)
+def _of_layer(error: Aq2Error, names: Sequence[str], starts: Sequence[int | None]) -> Aq2Error:
+    """Name the layer instead of the row of a batch, and the position in it."""
+    if error.row is None:
+        return error
+    position = None if error.position is None else error.position + (starts[error.row] or 0)
+    return error.at(layer=names[error.row], row=None, position=position)
 
 
 def _reports(chosen: Plan, rows: Sequence[dict[str, Any]]) -> list[LayerReport]:
@@ -328,7 +277,7 @@ def _reports(chosen: Plan, rows: Sequence[dict[str, Any]]) -> list[LayerReport]:
     return [_report(layer, lost.get(layer.tensor.name)) for layer in chosen.layers]
 
 
-def _report(layer: _Layer, lost: Difference | None) -> LayerReport:
+def _report(layer: PlannedLayer, lost: Difference | None) -> LayerReport:
     tensor, held = layer.tensor, layer.held
     scheme = None if held.scheme is None else held.scheme.name
     n_bytes = tensor.n_bytes

@@ -33,6 +33,8 @@ LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUAN
 #: The bytes of a tensor that has no codes: elements of its dtype, little-endian.
 RAW = pa.field("raw", pa.large_binary())
 _CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
+#: Rows of a file at the most: as many as the tensors of any other.
+MAX_ROWS = 10**6
 #: Codes do not repeat, so a dictionary of them only costs.
 _DICTIONARIES = ["dtype", "quantized.scheme"]
 
@@ -81,26 +83,21 @@ def write_quantized(
     'int4_g128'
     """
     about = {"aq2_pipeline": __version__, **(metadata or {})}
-    n_rows, writer = 0, None
+    n_rows = 0
     with replacing(target) as temporary:
         with ExitStack() as open_files:
-            pending: list[pa.Table] = []
-            n_pending = 0
+            groups: _Groups | None = None
             for given in tables:
                 table = pa.table(given)
-                if writer is None:
-                    writer = open_files.enter_context(_writer(temporary, _schema_of(table), about))
-                pending.append(_layer_table(table, writer.schema, target))
+                if groups is None:
+                    groups = _Groups(open_files.enter_context(_writer(temporary, _schema_of(table), about)))
                 n_rows += len(table)
-                n_pending += 4 * sum(_lengths(pending[-1]))
+                groups.add(_layer_table(table, groups.writer.schema, target))
                 del given, table  # before the next is made
-                if n_pending > ROW_GROUP_BYTES:
-                    pending = _write_full(writer, pending, keep=True)
-                    n_pending = 4 * sum(map(sum, map(_lengths, pending)))
-            if writer is None:
+            if groups is None:
                 open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
             else:
-                _write_full(writer, pending, keep=False)
+                groups.write()
         with pq.ParquetFile(temporary) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
@@ -120,14 +117,31 @@ def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.Parqu
     return pq.ParquetWriter(path, schema.with_metadata(about), **options)
 
 
-def _write_full(writer: pq.ParquetWriter, pending: list[pa.Table], *, keep: bool) -> list[pa.Table]:
-    """Write the row groups that are full; return what is not, or write it too."""
-    table = pa.concat_tables(pending) if pending else writer.schema.empty_table()
-    groups = list(_row_groups(table))
-    rest = groups.pop() if keep and groups else None
-    for first, last in groups:
-        writer.write_table(table.slice(first, last - first), row_group_size=last - first)
-    return [] if rest is None else [table.slice(rest[0], rest[1] - rest[0])]
+class _Groups:
+    """Rows that wait for their row group to be full: at most `ROW_GROUP_BYTES` of float32 weights, or one row."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.writer = writer
+        self._tables: list[pa.Table] = []
+        self._n_bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows, and write the row groups before them that are full."""
+        first = 0
+        for row, length in enumerate(_lengths(table)):
+            if (self._tables or row > first) and self._n_bytes + 4 * length > ROW_GROUP_BYTES:
+                self._tables.append(table.slice(first, row - first))
+                self.write()
+                first = row
+            self._n_bytes += 4 * length
+        self._tables.append(table.slice(first))
+
+    def write(self) -> None:
+        """Write what waits as one row group."""
+        table = pa.concat_tables(self._tables) if self._tables else self.writer.schema.empty_table()
+        if len(table):
+            self.writer.write_table(table, row_group_size=len(table))
+        self._tables, self._n_bytes = [], 0
 
 
 def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
@@ -148,19 +162,6 @@ def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
     except pa.ArrowException as error:
         msg = f"{str(target)!r}: the table is no layer table: {error}"
         raise FormatError(msg, "the reference page on layout has the types of the columns") from None
-
-
-def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows that stand for at most `ROW_GROUP_BYTES` of float32 weights."""
-    lengths = _lengths(table)
-    first = n_bytes = 0
-    for row, length in enumerate(lengths):
-        if row > first and n_bytes + 4 * length > ROW_GROUP_BYTES:
-            yield first, row
-            first, n_bytes = row, 0
-        n_bytes += 4 * length
-    if first < len(lengths):
-        yield first, len(lengths)
 
 
 def _lengths(table: pa.Table) -> list[int]:
@@ -198,9 +199,10 @@ class QuantizedFile:
         except (pa.ArrowException, OSError) as error:
             raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
         self.schema = self._file.schema_arrow
-        self.metadata = {
-            k.decode(): v.decode() for k, v in (self.schema.metadata or {}).items() if k != b"ARROW:schema"
-        }
+        texts = ((k.decode(errors="replace"), v.decode(errors="replace")) for k, v in self._key_values())
+        self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
+        if self._file.metadata.num_rows > MAX_ROWS:
+            raise bad_file(self.path, f"the file claims {self._file.metadata.num_rows} rows; {MAX_ROWS} are read")
         for name in ("layer_name", "quantized"):
             if self.schema.names.count(name) != 1:
                 raise bad_file(self.path, f"the file has no column {name!r}", "expected what aq2 quantize writes")
@@ -211,11 +213,20 @@ class QuantizedFile:
             if not (pt.is_null(value) or (pt.is_integer(value) and arrow.is_list(kind) is many)):
                 raise bad_file(self.path, f"the column {name!r} is {kind}", "see the reference page on layout")
 
+    def _key_values(self) -> Iterable[tuple[bytes, bytes]]:
+        return (self.schema.metadata or {}).items()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def has_raw(self) -> bool:
+        """Whether it has the bytes of tensors that have no codes."""
+        names = self.schema.names
+        return names.count(RAW.name) == 1 and arrow.is_binary(self.schema.field(RAW.name).type)
 
     @property
     def source_metadata(self) -> dict[str, str]:
@@ -285,18 +296,18 @@ class QuantizedFile:
         """The elements of each row."""
         return [part.stored.length if part.stored.scheme else _product(part.stored.shape) for part in self._parts]
 
-    def column(self, name: str, rows: Sequence[int]) -> Iterator[tuple[list[int], pa.Array]]:
-        """Yield a column of some rows, at most `ROW_GROUP_BYTES` of decoded weights or one row at a time.
+    def columns(self, names: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[list[int], pa.RecordBatch]]:
+        """Yield columns of some rows, at most `ROW_GROUP_BYTES` of decoded weights or one row at a time.
 
         Parameters
         ----------
-        name : str
+        names : sequence of str
         rows : sequence of int
             Rising.
 
         Yields
         ------
-        (list of int, pyarrow.Array)
+        (list of int, pyarrow.RecordBatch)
             Which rows, and their values.
         """
         first, wanted = 0, set(rows)
@@ -306,13 +317,13 @@ class QuantizedFile:
                 first = last
                 continue
             step = max(1, ROW_GROUP_BYTES // (4 * max(self.sizes[first:last], default=0) or 1))
-            batches = self._file.iter_batches(batch_size=step, row_groups=[group], columns=[name])
+            batches = self._file.iter_batches(batch_size=step, row_groups=[group], columns=list(names))
             while (batch := self._read(lambda batches=batches: next(batches, None))) is not None:
                 kept = [row for row in range(first, first + len(batch)) if row in wanted]
                 if len(kept) == len(batch):
-                    yield kept, batch[name]
+                    yield kept, batch
                 elif kept:
-                    yield kept, batch[name].take(pa.array([row - first for row in kept]))
+                    yield kept, batch.take(pa.array([row - first for row in kept]))
                 first += len(batch)
             first = last
 

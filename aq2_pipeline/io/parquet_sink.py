@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import build, layout, schemes
+from aq2_pipeline.io.chunks import Part, StoredLayer, joined
 from aq2_pipeline.io.dtypes import DTYPE_BITS
+from aq2_pipeline.io.gguf_types import GGML_NAMES, GGML_TYPES
 from aq2_pipeline.io.parquet import RAW, ROW_GROUP_BYTES, QuantizedFile, write_quantized
 from aq2_pipeline.io.rows import readable, rows_of
 from aq2_pipeline.io.sinks import Sink, check_target, described
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.sinks import Layer, Progress
     from aq2_pipeline.io.staging import Staging
     from aq2_pipeline.io.targets import Options
+    from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
 __all__ = ["ParquetSink", "sink_parquet"]
@@ -83,19 +86,33 @@ def sink_parquet(
     optional = {field.name for field in layout.CHUNK_FIELDS}.intersection(names)
     optional |= {RAW.name} if {RAW.name, "weights"}.intersection(names) else set()
     left_out = [name for name in _OPTIONAL if name not in optional]
-    write_quantized(_tables(_rows(table, progress), left_out), target, metadata)
+    write_quantized(_tables(_rows(table, Path(target), progress), left_out), target, metadata)
 
 
-def _rows(given: Any, progress: Progress | None) -> Iterator[_Row]:
+def _rows(given: Any, path: Path, progress: Progress | None) -> Iterator[_Row]:
+    """Yield rows as they are stored; in the end their layers are checked, before the file has its name."""
+    parts_told: list[Part] = []
     for row in rows_of(given, "sink_parquet"):
         held, told, raw = row.quantized, described(row), row.raw
         parts = None if held is None else (held.data, held.scales, held.zero_points)
         if held is None and row.weights is not None:  # floats of any width come as float32
             told["dtype"], raw = "F32", row.weights.view(np.uint8)
+        parts_told.append(_told(row))
         made = _Row(told, parts, raw if parts is None else None)
         yield made
         if progress is not None:
             progress(row.name, made.n_bytes)
+    joined(parts_told, path)
+
+
+def _told(row: Row) -> Part:
+    """Return what the layers of a file are checked by."""
+    held, shape = row.quantized, list(row.shape)
+    stored = StoredLayer(row.name, shape, row.dtype, None, 0, 0)
+    if held is not None:
+        stored = stored._replace(scheme=held.scheme.name, length=held.length, row_length=held.row_length)
+    cut = row.chunk is not None
+    return Part(stored, cut, row.start if cut else None, [*row.tensor_shape] if cut else None)
 
 
 class _Row(NamedTuple):
@@ -175,14 +192,15 @@ class ParquetSink(Sink):
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer is not written: bytes of a dtype that nobody knows are not."""
-        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS
+        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS or layer.dtype in GGML_NAMES
         return None if known else f"tensors of {layer.dtype} are not written"
 
     def tensors(self, layer: Layer) -> list[Spec]:
         """Return what is gathered of a layer: codes, scales and zero points, or its bytes."""
         if layer.scheme is None:
-            bits = 32 if layer.is_float else DTYPE_BITS[str(layer.dtype)]
-            return [Spec(f"{layer.name}/raw", "", (), math.prod(layer.shape) * bits // 8)]
+            return [
+                Spec(f"{layer.name}/raw", "", (), _plain_bytes("F32" if layer.is_float else layer.dtype, layer.shape))
+            ]
         sizes = layer.scheme.sizes(math.prod(layer.shape), layer.row_length or 0)
         return [
             Spec(f"{layer.name}/{part}", "", (), size * item)
@@ -197,7 +215,7 @@ class ParquetSink(Sink):
                 yield Piece(f"{row.name}/raw", row.start * raw.size // max(math.prod(row.shape), 1), raw)
             return
         held = row.quantized
-        before = held.scheme.sizes(row.start, held.row_length)
+        before = _before(held.scheme, row.tensor_shape, row.start, held.row_length)
         for part, item, begin in zip(_PARTS, _ITEM_BYTES, before, strict=True):
             array = held.data if part == "data" else getattr(held, part)
             yield Piece(f"{row.name}/{part}", begin * item, array)
@@ -212,16 +230,28 @@ class ParquetSink(Sink):
 
     def finish(self, staging: Staging) -> None:
         """Write the Parquet file of what was gathered, in the order of the layers."""
-        gathered = staging.out.rename(staging.folder / "gathered")
+        staging.made = staging.folder / "made"  # what was gathered stays, for a run that is taken up
         order = {name: k for k, name in enumerate(dict.fromkeys(spec.rpartition("/")[0] for spec in staging.specs))}
         rows = sorted(staging.rows, key=lambda told: (order[told["layer_name"]], told.get("start", 0)))
         left_out = [] if any("chunk" in told for told in rows) else list(_OPTIONAL[:-1])
         left_out += [] if any("scheme" not in told for told in rows) else [RAW.name]
         gathered_rows = (_gathered(staging, told) for told in rows)
-        write_quantized(_tables(gathered_rows, left_out), staging.out, self.metadata)
-        gathered.unlink()
-        with QuantizedFile(staging.out) as file:
+        write_quantized(_tables(gathered_rows, left_out), staging.made, self.metadata)
+        with QuantizedFile(staging.made) as file:
             file.layers  # noqa: B018 - the check that chunks are layers
+
+
+def _plain_bytes(dtype: str | None, shape: Sequence[int]) -> int:
+    """Return the bytes of a tensor that is stored as it came; also of ggml's blocks that have no scheme."""
+    if dtype in DTYPE_BITS:
+        return math.prod(shape) * DTYPE_BITS[dtype] // 8
+    kind = GGML_TYPES[GGML_NAMES[str(dtype)]]
+    return math.prod(shape) // kind.block * kind.n_bytes
+
+
+def _before(scheme: Scheme, shape: Sequence[int], start: int, row_length: int) -> tuple[int, int, int]:
+    """Return the bytes, scales and zero points of a layer before one of its chunks; a vector is one matrix row."""
+    return scheme.sizes(start, start if len(shape) <= 1 else row_length) if start else (0, 0, 0)
 
 
 def _gathered(staging: Staging, told: dict[str, Any]) -> _Row:
@@ -230,10 +260,11 @@ def _gathered(staging: Staging, told: dict[str, Any]) -> _Row:
     if "scheme" not in told:
         n_bytes = staging.specs[f"{name}/raw"].n_bytes
         n_whole = math.prod(told.get("tensor_shape", told["shape"]))
-        item = n_bytes // n_whole if n_whole else 0
-        return _Row(told, None, staging.read(f"{name}/raw", start * item, size * item))
+        begin, end = (n_bytes * n // max(n_whole, 1) for n in (start, start + size))
+        return _Row(told, None, staging.read(f"{name}/raw", begin, end - begin))
     scheme = schemes.parse(told["scheme"])
-    before, sizes = (scheme.sizes(n, told["row_length"]) for n in (start, told["length"]))
+    before = _before(scheme, told.get("tensor_shape", told["shape"]), start, told["row_length"])
+    sizes = scheme.sizes(told["length"], told["row_length"])
     parts = [
         staging.read(f"{name}/{part}", begin * item, n * item)
         for part, item, begin, n in zip(_PARTS, _ITEM_BYTES, before, sizes, strict=True)

@@ -6,15 +6,16 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
-from aq2_pipeline import layout
+from aq2_pipeline import build, layout
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.functions import FUNCTIONS
-from aq2_pipeline.io.dtypes import is_float
+from aq2_pipeline.io.dtypes import decoded, is_float, numpy_dtype
 from aq2_pipeline.io.parquet import RAW, QuantizedFile
 from aq2_pipeline.io.parts import Part, Tensor
-from aq2_pipeline.io.paths import open_regular, source_path, stamp_of
+from aq2_pipeline.io.paths import bad_file, open_regular, source_path, stamp_of
 from aq2_pipeline.io.source import FORMS, Source, listing
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class ParquetSource(Source):
             stamp = stamp_of(opened)
         with QuantizedFile(path) as file:
             layers, places, sizes = file.layers, file.places, file.sizes
-            metadata, self._has_raw = file.source_metadata, RAW.name in file.schema.names
+            metadata, self._has_raw = file.source_metadata, file.has_raw
         ends = [*itertools.accumulate((layer.n_bytes for layer in layers), initial=0)]
         tensors = [
             Tensor(layer.name, layer.dtype or "F32", tuple(layer.shape), *ends[k : k + 2])
@@ -104,6 +105,10 @@ class ParquetSource(Source):
     def holds_weights(self, tensor: Tensor) -> bool:
         """Whether the tensor has codes, or the bytes of floats."""
         return self._schemes[tensor.name] is not None or (self._has_raw and is_float(tensor.dtype))
+
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Whether the file has the tensor's codes or bytes: some writers keep the names of what they leave out."""
+        return self._schemes[tensor.name] is not None or self._has_raw
 
     def scheme_of(self, tensor: Tensor) -> str | None:
         """Return the scheme of the tensor's codes."""
@@ -130,23 +135,57 @@ class ParquetSource(Source):
     ) -> Iterator[pa.Table]:
         """Yield rows as `Source.batches` does, but in the order of the file."""
         wanted = {self._rows[part.tensor.name, part.start]: part for part in parts}
-        if form is None:
-            yield listing([wanted[row] for row in sorted(wanted)], chunked=chunked)
+        if form is None or not wanted:
+            yield from [] if form else [listing([wanted[row] for row in sorted(wanted)], chunked=chunked)]
             return
-        column = RAW.name if form == "raw" else "quantized"
+        columns = [RAW.name if form == "raw" else "quantized"]
+        if form == "weights" and self._has_raw and any(self._schemes[part.tensor.name] is None for part in parts):
+            columns.append(RAW.name)
         with QuantizedFile(self.path) as file:
-            for rows, held in file.column(column, sorted(wanted)):
+            for rows, held in file.columns(columns, sorted(wanted)):
+                self._check_unchanged()
                 for at in range(0, len(rows), max_rows or len(rows)):
                     some = [wanted[row] for row in rows[at : at + (max_rows or len(rows))]]
                     values = self._as(form, held.slice(at, len(some)), some)
                     yield listing(some, chunked=chunked).append_column(FORMS[form].column, values)
                 del held
 
-    def _as(self, form: str, rows: pa.Array, parts: Sequence[Part]) -> pa.Array:
+    def _check_unchanged(self) -> None:
+        with open_regular(self.path) as file:
+            if stamp_of(file) != self.stamps[0]:
+                raise bad_file(self.path, "the file has changed since its layers were listed", "scan it again")
+
+    def _as(self, form: str, rows: pa.RecordBatch, parts: Sequence[Part]) -> pa.Array:
         if form != "weights":
-            return rows.cast(FORMS[form].arrow)
+            return rows[0].cast(FORMS[form].arrow)
         try:
-            return FUNCTIONS["dequantize"](rows.cast(layout.QUANTIZED))
+            floats = FUNCTIONS["dequantize"](rows[0].cast(layout.QUANTIZED))
         except Aq2Error as error:
             layer = parts[error.row].tensor.name if error.row is not None else None
             raise error.at(function=self.function, layer=layer, row=None) from None
+        return floats if rows.num_columns == 1 else self._with_raw(floats, rows[1], parts)
+
+    def _with_raw(self, floats: pa.Array, raw: pa.Array, parts: Sequence[Part]) -> pa.Array:
+        """Return weights, where there are no codes from the bytes of a float dtype."""
+        rows = [
+            self._decoded(part, given.as_py()) if one.values is None and given.is_valid else one.values
+            for one, given, part in zip(floats, raw, parts, strict=True)
+        ]
+        sizes = np.array([0 if row is None else len(row) for row in rows], np.int64)
+        arrays = [np.empty(0, np.float32), *(np.asarray(row) for row in rows if row is not None)]
+        mask = build.bitmap(np.array([row is not None for row in rows], bool))
+        return build.float_lists(build.offsets_of(sizes), np.concatenate(arrays), mask)
+
+    def _decoded(self, part: Part, raw: bytes) -> Array | None:
+        dtype = part.tensor.dtype
+        if not is_float(dtype):
+            return None
+        kind = numpy_dtype(dtype)
+        if len(raw) != part.size * kind.itemsize:
+            msg = f"{len(raw)} bytes for {part.size} elements of {dtype}"
+            raise bad_file(self.path, msg, layer=part.tensor.name)
+        values = np.frombuffer(raw, kind)
+        floats = decoded(values, dtype)
+        if dtype == "F64":
+            self._check_fits(values, floats, part, 0)
+        return floats

@@ -113,7 +113,11 @@ def readable(given: Any, function: str) -> tuple[Any, list[str]]:
         if not hasattr(given, "__arrow_c_stream__"):
             msg = f"{function}: the table is a {type(given).__name__}"
             raise InputTypeError(msg, "give a LazyFrame, a table, or a reader of record batches")
-        given = pa.RecordBatchReader.from_stream(given)
+        try:
+            given = pa.RecordBatchReader.from_stream(given)
+        except (pa.ArrowException, TypeError) as error:  # of a column, e.g.
+            msg = f"{function}: the {type(given).__name__} is no table: {error}"
+            raise InputTypeError(msg, "give a LazyFrame, a table, or a reader of record batches") from None
     return given, given.schema.names
 
 

@@ -120,7 +120,7 @@ class SafetensorsSink(Sink):
             yield Piece(row.name, begin, row.quantized.data)
             return
         weights = row.weights if row.quantized is None else decoded_row(row.quantized)
-        yield Piece(row.name, begin, float_bytes(weights, dtype, row.name))
+        yield Piece(row.name, begin, float_bytes(weights, dtype, row.name, row.start))
 
     def files(self, specs: Sequence[Spec]) -> list[OutFile]:
         """Lay out the file."""
@@ -185,7 +185,7 @@ def _ends(array: Array) -> Array:
     return np.array([0, array.size], np.int64)
 
 
-def float_bytes(weights: Any, dtype: str, layer: str) -> Array:
+def float_bytes(weights: Any, dtype: str, layer: str, start: int = 0) -> Array:
     """Return weights in a float dtype, rounded half to even.
 
     Raises
@@ -199,5 +199,6 @@ def float_bytes(weights: Any, dtype: str, layer: str) -> Array:
     try:
         quantized = FUNCTIONS["quantize"](column, {"F16": "f16", "BF16": "bf16"}[dtype])
     except InputValueError as error:
-        raise error.at(layer=layer, row=None) from None
+        position = None if error.position is None else start + error.position
+        raise error.at(function=None, layer=layer, row=None, position=position) from None
     return np.frombuffer(quantized.field("quantized_data").buffers()[2], np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -121,7 +122,9 @@ def layer_of(row: Row) -> Layer:
     """Return the layer that a row is of."""
     if row.quantized is None:
         return Layer(row.name, row.tensor_shape, row.dtype, is_float=row.weights is not None)
-    return Layer(row.name, row.tensor_shape, row.dtype, row.quantized.scheme, row_length=row.quantized.row_length)
+    vector = len(row.tensor_shape) <= 1  # its chunks are rows of their own length
+    row_length = math.prod(row.tensor_shape) if vector else row.quantized.row_length
+    return Layer(row.name, row.tensor_shape, row.dtype, row.quantized.scheme, row_length=row_length)
 
 
 def described(row: Row) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def sink_rows(
         staging.check_complete()
         staging.compose(sink.files(list(staging.specs.values())), folder=sink.folder)
         sink.finish(staging)
-        publish(staging.out, path)
+        publish(staging.made, path)
 
 
 def check_target(path: Path, *, folder: bool) -> None:

@@ -101,13 +101,16 @@ class Opened:
     def read(self, tensor: Tensor, begin: int, target: Array) -> None:
         """Fill a uint8 array from a tensor's file: read, not mapped, so that a file that shrinks is an error."""
         self.check(tensor)
-        file = self.file_of(tensor.file)
+        file, path = self.file_of(tensor.file), self.source.files[tensor.file]
         file.seek(begin)
         at = 0
         while at < target.size:
-            n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
+            try:
+                n_read = file.readinto(memoryview(target[at : at + READ_BYTES].data))
+            except OSError as error:  # which knows a number, and no name
+                error.filename = error.filename or str(path)
+                raise
             if not n_read:
-                path = self.source.files[tensor.file]
                 raise bad_file(path, f"the data ends {target.size - at} bytes early", layer=tensor.name)
             at += n_read
         self.check(tensor)
@@ -178,6 +181,10 @@ class Source:
     def scheme_of(self, tensor: Tensor) -> str | None:
         """Return the scheme that a tensor's bytes are in; None where they are in none."""
         return scheme_of_dtype(tensor.dtype)
+
+    def is_stored(self, tensor: Tensor) -> bool:  # noqa: ARG002 - most formats have no names without data
+        """Whether there is more of the tensor than its name."""
+        return True
 
     #: Whether the rows of the table are cut as the file has it.
     has_own_chunks = False

@@ -90,7 +90,11 @@ class Staging:
     Attributes
     ----------
     out : Path
-        What becomes the target: a file or a folder.
+        Where tensors are written: a file or a folder.
+    made : Path
+        What becomes the target: `out`, unless a sink makes something else of it.
+    n_bytes : int
+        What the target's tensors and headers take, as far as it is known.
     specs : dict of str to Spec
         The tensors of the target.
     rows : list of dict
@@ -99,6 +103,7 @@ class Staging:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / "out"
+        self.made, self.n_bytes = self.out, 0
         self.specs: dict[str, Spec] = {}
         self.rows: list[dict[str, Any]] = []
         self._spans: dict[str, list[_Span]] = {}
@@ -139,6 +144,7 @@ class Staging:
         if not kept:
             _remove(self.out)
         self.specs = {spec.name: spec for spec in specs}
+        self.n_bytes = sum(file.size for file in files)
         if folder:
             self.out.mkdir(exist_ok=True)
         for k, file in enumerate(files):
@@ -149,9 +155,11 @@ class Staging:
             self._places |= {name: (k, offset) for name, offset in file.places.items()}
         for entry in kept:
             self._note(entry)
-        self._journal = self._stack.enter_context((self.folder / "journal").open("w", encoding="utf-8"))
+        begun = self.folder / "journal.new"  # a kill before all of it is there must not lose what is kept
+        self._journal = self._stack.enter_context(begun.open("w", encoding="utf-8"))
         self._journal.writelines(json.dumps(entry) + "\n" for entry in [head, *kept])
         self._journal.flush()
+        begun.replace(self.folder / "journal")
 
     def add(self, row: dict[str, Any], specs: Iterable[Spec], pieces: Iterable[Piece]) -> int:
         """Keep what a row became, and return its bytes.
@@ -227,6 +235,7 @@ class Staging:
 
     def compose(self, files: Sequence[OutFile], *, folder: bool) -> None:
         """Make the target of what was spooled."""
+        self.n_bytes = sum(file.size for file in files)
         if folder:
             self.out.mkdir()
         for file in files:
@@ -319,18 +328,18 @@ def staged(target: str | os.PathLike[str], resume: str | None = None) -> Iterato
     """
     path = Path(os.path.realpath(target))
     folder = temporary_of(path)
+    staging = Staging(folder)
     try:
         if resume is not None:
             _adopt(path, folder, resume)
         remove_stale(path)
         folder.mkdir(exist_ok=True)
-        staging = Staging(folder)
         try:
             yield staging
         finally:
             staging.close()
     except OSError as error:
-        name_target(error, path, folder)
+        name_target(error, path, folder, staging.n_bytes)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

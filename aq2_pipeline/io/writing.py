@@ -23,6 +23,8 @@ __all__ = ["name_target", "publish", "release", "remove_stale", "replacing", "st
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 #: What a full disk is called; such errors do not say which file they are about.
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+#: Where a folder that cannot be exchanged lies until the new one has its name.
+_OLD = "old"
 #: The most bytes of a target's name that its temporary file repeats, adding 34: file systems take 255.
 _MOST_NAME_BYTES = 220
 #: Temporary files that this process is writing now.
@@ -66,10 +68,24 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def name_target(error: OSError, path: Path, temporary: Path) -> None:
-    """Have an error name the target, which the user knows, instead of a temporary file, or of nothing."""
-    if error.errno in _FULL or str(error.filename).startswith(str(temporary)):
+def name_target(error: OSError, path: Path, temporary: Path, n_bytes: int = 0) -> None:
+    """Have an error name the target, which the user knows, instead of a temporary file, or of nothing.
+
+    Parameters
+    ----------
+    error : OSError
+    path : Path
+        The target.
+    temporary : Path
+    n_bytes : int
+        What the target takes, if it is known, for the message of a full disk.
+    """
+    if error.errno is None:  # ours, with a whole sentence
+        return
+    if error.errno in _FULL or error.filename is None or str(error.filename).startswith(str(temporary)):
         error.filename, error.filename2 = str(path), None
+    if error.errno in _FULL and n_bytes:
+        error.strerror = f"{error.strerror}: {n_bytes} bytes are needed"
 
 
 def publish(made: Path, path: Path) -> None:
@@ -80,9 +96,9 @@ def publish(made: Path, path: Path) -> None:
     """
     _sync(made)
     if made.is_dir() and path.exists():
+        made = made.rename(made.with_name("exchanged"))  # a run that is taken up must not find the old one as its own
         if not _exchanged(made, path):
-            old = made.with_name("old")
-            path.rename(old)
+            path.rename(made.with_name(_OLD))
             made.rename(path)
     else:
         made.replace(path)
@@ -150,8 +166,10 @@ def stale(path: Path) -> list[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove them."""
+    """Remove them; a target that was being exchanged in two steps comes back."""
     for left in stale(path):
+        if not path.exists() and (left / _OLD).is_dir():
+            (left / _OLD).rename(path)
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
