@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
 
 from aq2_pipeline import layout
 from aq2_pipeline.errors import Aq2Error
@@ -20,8 +21,6 @@ from aq2_pipeline.io.source import FORMS, Source, listing
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
-
-    import pyarrow as pa
 
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
@@ -134,6 +133,10 @@ class ParquetSource(Source):
             yield listing([wanted[row] for row in sorted(wanted)], chunked=chunked)
             return
         column = RAW.name if form == "raw" else "quantized"
+        if column == RAW.name and not self._has_raw:  # rows of codes have no bytes of their own
+            some = [wanted[row] for row in sorted(wanted)]
+            yield listing(some, chunked=chunked).append_column(FORMS[form].column, pa.nulls(len(some), FORMS[form].arrow))
+            return
         with QuantizedFile(self.path) as file:
             for rows, held in file.column(column, sorted(wanted)):
                 for at in range(0, len(rows), max_rows or len(rows)):
