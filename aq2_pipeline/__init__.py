@@ -58,7 +58,9 @@ __all__ = [
     "scan_parquet",
     "scan_safetensors",
     "set_threads",
+    "sink_compressed_tensors",
     "sink_gguf",
+    "sink_mlx",
     "sink_parquet",
     "sink_safetensors",
     "thread_limit",
@@ -137,6 +139,36 @@ def scan_safetensors(
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights, mmap=mmap, metadata=metadata)
 
 
+def sink_compressed_tensors(
+    given: Any,
+    folder: str | PathLike[str],
+    *,
+    config_from: str | PathLike[str] | None = None,
+    scale_dtype: str = "F32",
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a folder: see `aq2_pipeline.io.compressed_tensors.sink_compressed_tensors`."""
+    from aq2_pipeline.io import compressed_tensors  # noqa: PLC0415 - writers are imported when they are used
+
+    compressed_tensors.sink_compressed_tensors(
+        given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress
+    )
+
+
+def sink_mlx(
+    given: Any,
+    folder: str | PathLike[str],
+    *,
+    config_from: str | PathLike[str] | None = None,
+    scale_dtype: str = "F32",
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write a layer table to a folder: see `aq2_pipeline.io.mlx.sink_mlx`."""
+    from aq2_pipeline.io import mlx  # noqa: PLC0415 - writers are imported when they are used
+
+    mlx.sink_mlx(given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress)
+
+
 def sink_safetensors(
     given: Any,
     target: str | PathLike[str],
@@ -178,7 +210,7 @@ def sink_parquet(
 
 
 def scan_parquet(source: str | PathLike[str]) -> LazyFrame:
-    """Return a Parquet file of quantized layers as a lazy layer table: see `aq2_pipeline.io.parquet_source`."""
+    """Return a Parquet file of quantized layers as a lazy table: see `aq2_pipeline.io.parquet_source.scan_parquet`."""
     from aq2_pipeline.io import parquet_source  # noqa: PLC0415 - readers and writers are imported when they are used
 
     return parquet_source.scan_parquet(source)

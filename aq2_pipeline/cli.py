@@ -340,7 +340,7 @@ def _run(
     if as_json:
         console.print_json(report.as_json())
     else:
-        _print_report(report, source, target)
+        _print_report(report, source, target, decodes="dtype" in given)
 
 
 def _bytes(text: str | None) -> int | None:
@@ -373,7 +373,7 @@ def _print_refused(table: pl.DataFrame) -> None:
         typer.echo(f"{row['scheme']} refuses {len(row['refused'])} layers: {names}: {row['reason']}", err=True)
 
 
-def _print_report(report: Report, source: Path, target: Path) -> None:
+def _print_report(report: Report, source: Path, target: Path, *, decodes: bool) -> None:
     """Say what was left alone and why, what has another scheme, and what it came to."""
     for layer in report.layers:
         told = f"{console.shown(layer.name)} {layer.shape}"
@@ -390,4 +390,8 @@ def _print_report(report: Report, source: Path, target: Path) -> None:
         figures.append(f"SQNR {console.figure(report.sqnr_db)} dB")
     verb = "would be " if report.target is None else ""
     counted = f"{n_quantized} of {len(report.layers)} layers {verb}quantized"
-    typer.echo(f"{source} -> {target} ({report.recipe}): {', '.join([counted, *figures, sizes])}")
+    if not report.recipe:
+        decoded = f"{n_quantized} of {len(report.layers)} layers {verb}decoded"
+        counted, figures = decoded if decodes else f"{len(report.layers)} layers as they are", []
+    told = f" ({report.recipe})" if report.recipe else ""
+    typer.echo(f"{source} -> {target}{told}: {', '.join([counted, *figures, sizes])}")

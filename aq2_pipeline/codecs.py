@@ -79,6 +79,11 @@ class Codec:
     encode_halves_name: str | None = None
     weighted: Codec | None = None
 
+    def sizes_of(self, length: int, row_length: int, params: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return what one row takes: the bytes of its data, its scales and zero points."""
+        data, scales, zeros = self.sizes(np.array([length]), np.array([row_length]), params)
+        return int(data[0]), int(scales[0]), int(zeros[0])
+
     def _kernel(self, name: str) -> Any:
         return operator.attrgetter(name)(importlib.import_module(self.module)).compiled
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,7 +86,7 @@ def sizes_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
     """Return what rows take."""
     if not _are_equal(lengths, row_lengths):
         return scheme.codec.sizes(lengths, row_lengths, scheme.params)
-    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    one = scheme.sizes(int(lengths[0]), int(row_lengths[0]))
     return Sizes(*(build.filled(lengths.size, size) for size in one))
 
 
@@ -95,7 +94,7 @@ def offsets_of(scheme: Scheme, lengths: Array, row_lengths: Array) -> Sizes:
     """Return where rows begin in what they take, one after the other, and where the last ends: n + 1 offsets each."""
     if not _are_equal(lengths, row_lengths):
         return Sizes(*map(build.offsets_of, scheme.codec.sizes(lengths, row_lengths, scheme.params)))
-    one = _sizes_of_one(scheme, int(lengths[0]), int(row_lengths[0]))
+    one = scheme.sizes(int(lengths[0]), int(row_lengths[0]))
     return Sizes(*(build.equal_offsets(lengths.size, size) for size in one))
 
 
@@ -106,12 +105,6 @@ def _are_equal(lengths: Array, row_lengths: Array) -> bool:
         return n == 1
     same = row_lengths is lengths or bool((row_lengths == row_lengths[0]).all())
     return same and bool((lengths == lengths[0]).all())
-
-
-@functools.lru_cache(maxsize=4096)
-def _sizes_of_one(scheme: Scheme, length: int, row_length: int) -> list[int]:
-    sizes = scheme.codec.sizes(np.array([length]), np.array([row_length]), scheme.params)
-    return [int(size[0]) for size in sizes]
 
 
 def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, longest: int | None = None) -> Pieces:

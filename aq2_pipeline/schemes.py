@@ -9,8 +9,6 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aq2_pipeline import rotations
 from aq2_pipeline.errors import SchemeError
 from aq2_pipeline.families import (
@@ -110,8 +108,7 @@ class Scheme:
 
     def sizes(self, length: int, row_length: int) -> tuple[int, int, int]:
         """Return the bytes of data, the scales and the zero points of so many weights."""
-        data, scales, zeros = self.codec.sizes(np.array([length]), np.array([row_length]), self.params)
-        return int(data[0]), int(scales[0]), int(zeros[0])
+        return _sizes_of_one(self.codec, length, row_length, self.params)
 
     def n_bytes(self, length: int, row_length: int) -> int:
         """Return the bytes that all of them take."""
@@ -129,6 +126,12 @@ class Scheme:
             return SchemeError(msg, f"store this layer as {self.fallback or 'f32'!r}")
         taken = self.fallback if row_length % SMALLEST_BLOCK == 0 else "f16"
         return SchemeError(msg, f"llama.cpp falls back to {taken!r} there")
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes_of_one(codec: Codec, length: int, row_length: int, params: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `Codec.sizes_of`; rows of equal layers ask for the same."""
+    return codec.sizes_of(length, row_length, params)
 
 
 def matrix_row(shape: Any, group: int) -> int:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -16,11 +18,11 @@ import pyarrow as pa
 import aq2_pipeline
 import aq2_pipeline.duckdb
 import aq2_pipeline.polars
-from aq2_pipeline import comparing, errors, layout, policy, rotations, schemes
+from aq2_pipeline import errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
-from aq2_pipeline.io import gguf, listing, safetensors
-from aq2_pipeline.udfs import duckdb as duckdb_udfs
-from aq2_pipeline.udfs import pyarrow as pyarrow_udfs
+from aq2_pipeline.io import listing
+from aq2_pipeline.io.parquet import RAW
+from aq2_pipeline.io.sinks import MANIFEST
 
 ROOT = Path(__file__).parents[1]
 STAMP = "<!-- Written by docs/generate.py from the code; edit that. -->\n\n"
@@ -68,6 +70,25 @@ MEANINGS = {
     "chunk": "the number of the chunk, from 0",
     "start": "the weights of the layer before the chunk",
     "tensor_shape": "the whole layer's shape",
+    "raw": "elements of `dtype`, little-endian, of a layer that has no scheme",
+}
+
+#: The key-values of a Parquet file that the command writes.
+PARQUET_KEYS = {
+    "aq2_pipeline": "the package's version",
+    "aq2.recipe": "what layers were to become: rules, then a scheme or a policy; empty where they stayed as they were",
+    "aq2.source": "the name of the source's file or folder",
+    "aq2.source_tensors_sha256": "a hash of the source's names, dtypes and shapes, in their order",
+    "aq2.source_metadata": "the source's own metadata, if all of it is strings, as a JSON object",
+}
+
+#: What a manifest says.
+MANIFEST_KEYS = {
+    "package": "`aq2-pipeline` and its version",
+    "format": "the target's format, as `--to` spells it",
+    "scale_dtype": "of the scales of integers",
+    "files": "name -> bytes, of every file of the folder but the manifest",
+    "layers": "a list: `name`, `shape` and `dtype` of the source; `scheme`, or in `left_alone` why there is none",
 }
 
 
@@ -338,7 +359,27 @@ def layout_page() -> str:
         + field_table(pa.struct(list(layout.LAYER_FIELDS)))
         + "\nWhere rows may be chunks of a layer, a table has these columns before `weights` or `quantized`. They are "
         "null in the row of a whole layer; see [chunk rows](../how-to/large-models.md#a-tensor-that-does-not-fit-chunk-"
-        "rows).\n\n" + field_table(pa.struct(list(layout.CHUNK_FIELDS)))
+        "rows).\n\n"
+        + field_table(pa.struct(list(layout.CHUNK_FIELDS)))
+        + "\nSinks take one column more, after `quantized`, where layers have no scheme; Parquet files hold it. "
+        "Binary `weights` (`raw=True`) mean the same.\n\n" + field_table(pa.struct([RAW])) + files_section()
+    )
+
+
+def files_section() -> str:
+    """Return what the files say beside the layers."""
+    keys, manifest = (
+        table(("key", "what it is"), [(f"`{key}`", meaning) for key, meaning in told.items()])
+        for told in (PARQUET_KEYS, MANIFEST_KEYS)
+    )
+    return (
+        "\n## A Parquet file\n\nThe key-values of a file that the command writes; `sink_parquet` writes the first, and "
+        "those of its argument `metadata`. Nothing in them depends on the day, so that the same run makes the same "
+        "bytes.\n\n"
+        + keys
+        + f"\n## The manifest of a folder\n\n`{MANIFEST}` in a folder of [compressed-tensors](../how-to/compressed-"
+        "tensors.md) or [MLX](../how-to/mlx.md), written last. A folder that has files which it does not name is never "
+        "replaced.\n\n" + manifest
     )
 
 
@@ -349,7 +390,10 @@ def command_page() -> str:
     from aq2_pipeline import cli  # noqa: PLC0415 - needs the extra
 
     main = typer.main.get_command(cli.app)
-    extras = "`aq2` comes with the extra `[cli]`; reading and writing safetensors needs `[files]`, pictures `[plot]`."
+    extras = (
+        "`aq2` comes with the extra `[cli]`; pictures need `[plot]`. [Convert](../how-to/convert.md) says how the "
+        "commands work, what they leave alone, and what [exit codes](../how-to/convert.md#output-and-exit-codes) mean."
+    )
     parts = [f"# The command\n\n{extras}\n"]
     for name, command in main.commands.items():
         parts.append(f"\n## aq2 {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
@@ -379,23 +423,20 @@ def documented(name: str, thing: Any, level: str) -> str:
     return f"\n{level} {name}\n\n```text\n{name}{called}\n\n{inspect.getdoc(thing)}\n```\n"
 
 
+def forwarded(thing: Any) -> Any:
+    """Return the function that an export hands over to, which its documentation names; or itself."""
+    found = re.fullmatch(r"[^\n]*: see `(aq2_pipeline[\w.]+)\.(\w+)`\.", inspect.getdoc(thing) or "")
+    return getattr(importlib.import_module(found[1]), found[2]) if found else thing
+
+
 def python_page() -> str:
     """Return the page of what the package exports beside the functions and the errors."""
     parts = ["# Python\n\nWhat `aq2_pipeline` exports beside the [functions](functions.md) and [errors](errors.md).\n"]
     things = {name: getattr(aq2_pipeline, name) for name in aq2_pipeline.__all__ if name not in FUNCTIONS}
-    forwarded = {
-        "register": duckdb_udfs.register,
-        "unregister": duckdb_udfs.unregister,
-        "register_pyarrow": pyarrow_udfs.register_pyarrow,
-        "gguf_metadata": gguf.gguf_metadata,
-        "scan_gguf": gguf.scan_gguf,
-        "scan_safetensors": safetensors.scan_safetensors,
-        "compare": comparing.compare,
-    }
     for name, thing in things.items():
         if inspect.isclass(thing) and issubclass(thing, Exception):
             continue
-        parts.append(documented(name, forwarded.get(name, thing), "##"))
+        parts.append(documented(name, forwarded(thing), "##"))
         if inspect.isclass(thing):
             methods = ((n, m) for n, m in vars(thing).items() if not n.startswith("_") and callable(m))
             parts += (documented(f"{name}.{n}", m, "###") for n, m in methods)

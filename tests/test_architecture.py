@@ -161,8 +161,10 @@ THIRD_PARTY = {
     "udfs.pyarrow": {"pyarrow"},
     "io": {"numpy", "pyarrow", "polars", "safetensors"},
     "comparing": {"numpy", "polars", "pyarrow"},
+    "console": {"rich", "typer"},
+    "differing": {"polars"},
     "picture": {"matplotlib", "numpy", "polars"},
-    "cli": {"polars", "rich", "typer", "pyarrow"},  # polars for type checkers
+    "cli": {"polars", "typer"},  # polars for type checkers
     "demo": {"duckdb", "polars", "pyarrow", "numpy"},
 }
 

@@ -125,7 +125,7 @@ def test_rotated_schemes_agree_on_every_engine(n, function):
     sizes = [lengths[k % 5] for k in range(n)]
     weights = column(*(None if size is None else pool[k : k + size] for k, size in enumerate(sizes)))
     given = shapes(*((4, 16) if size == 64 else None for size in sizes))
-    columns = [weights, "int4_g32_asym_rot8", given]
+    columns = [weights, "int3_g32_asym_rot8", given]
     python = BY_NAME["python"]
     if function == "dequantize":
         columns = [python.quantize(*columns)]

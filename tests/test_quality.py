@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aq2_pipeline import schemes
+from aq2_pipeline import codecs, schemes
 from aq2_pipeline.io import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
+#: The schemes whose SQNR is measured again: all blocks, and of what has groups narrow and wide codes, groups of some
+#: and of all, and a rotation. Each is a kernel a method to compile; `python docs/quality.py --sqnr` measures every one.
+AGAIN = (
+    *codecs.BLOCKS, "nvfp4_tensor", "int2_g32", "int4_g128", "int7_channel", "int2_tensor_asym", "int3_g128_asym",
+    "int8_g128_asym", "int4_g64_rot64", "nf4_g128", "fp4_channel", "fp8_e4m3_tensor", "fp8_e5m2_g128", "f32", "bf16",
+)  # fmt: skip
 #: What rounding to the digits shown leaves, and, of what passes through the model, another BLAS.
 TOLERANCES = {"bits a weight": 0.0005, "matrices": 0, "SQNR, dB": 0.0051}
 
@@ -114,17 +120,24 @@ def test_every_scheme_that_is_listed_was_measured(quality):
     assert sorted(listing.measured()) == sorted(quality.every_spelling(schemes.known_names()))
 
 
-@pytest.mark.parametrize("family", schemes.FAMILIES, ids=lambda family: family.template)
-def test_figures_of_schemes_are_measured_again(quality, loaded, family):
-    """Of the scheme that stands for a family, and of a tenth of the others, the SQNR by each method is what it says."""
-    names = [name for name in schemes.known_names() if family.pattern.fullmatch(name)]
-    shown = listing.shown_name(family)
-    again = {shown} | {name for name in names if sum(name.encode()) % 10 == 0}
+@pytest.mark.parametrize("name", AGAIN)
+def test_figures_of_schemes_are_measured_again(quality, loaded, name):
+    """Of schemes of every kind, the SQNR by each method is what it says."""
     path, figures = loaded[0], listing.measured()
-    for spelling, found in quality.sqnr(quality.every_spelling(again), path).items():
+    for spelling, found in quality.sqnr(quality.every_spelling([name]), path).items():
         expected = figures[spelling]
         assert (found is None) == (expected is None), spelling
         assert found is None or abs(found - expected) <= 0.005, (spelling, found, expected)
+
+
+def test_each_file_of_kernels_is_measured_again(quality):
+    """Every module that makes kernels has a scheme among those that are measured again, and so has a rotation."""
+    every, again = (
+        {(codec.module, type(codec)) for codec in (schemes.parse(spelling).codec for spelling in spellings)}
+        for spellings in (quality.every_spelling(schemes.known_names()), quality.every_spelling(AGAIN))
+    )
+    assert {module for module, _ in every} == {module for module, _ in again}
+    assert {kind for _, kind in every} == {kind for _, kind in again}
 
 
 def test_figures_are_in_order():

@@ -196,7 +196,7 @@ def convert(
         rows = staging.rows
         sink.finish(staging)
         publish(staging.out, path)
-    return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
+    return Report(model.path, path, str(recipe or ""), _reports(chosen, rows))
 
 
 def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
@@ -229,7 +229,7 @@ def _fill(
     for form, parts in itertools.groupby(todo, key=lambda part: layers[part.tensor.name].form):
         batches = model.batches(list(parts), form, chunked=True, max_bytes=4 * chunk)
         while (table := next(batches, None)) is not None:
-            for row, told in _rows(table, layers, form, threads):
+            for row, told in _rows(table, layers, form, threads, keep_weights=sink.codes_again):
                 staging.add(told, sink.tensors(layer_of(row)), sink.pieces(row))
                 done.add(told)
             del table  # one batch in memory, not two
@@ -275,13 +275,14 @@ def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
 
 
 def _rows(
-    table: pa.Table, layers: dict[str, _Layer], form: str, threads: int | None
+    table: pa.Table, layers: dict[str, _Layer], form: str, threads: int | None, *, keep_weights: bool
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Yield the rows of a batch as they are stored, with what the journal says of them."""
     names = table["layer_name"].to_pylist()
     differences: list[Difference | None] = [None] * len(names)
     if form == "weights":
-        table, differences = _quantized(table, layers, names, threads)
+        codes, differences = _quantized(table, layers, names, threads)
+        table = (table if keep_weights else table.drop(["weights"])).append_column("quantized", codes)
     [batch] = table.to_batches()
     for row, lost in zip(rows_of(batch, "convert"), differences, strict=True):
         told = described(row)
@@ -294,7 +295,7 @@ def _rows(
 
 def _quantized(
     table: pa.Table, layers: dict[str, _Layer], names: list[str], threads: int | None
-) -> tuple[pa.Table, list[Difference | None]]:
+) -> tuple[pa.StructArray, list[Difference | None]]:
     weights, shapes = table["weights"].chunk(0), table["shape"].chunk(0)
     wanted = pa.array([layers[name].wanted for name in names])
     try:
@@ -310,7 +311,7 @@ def _quantized(
     lost: list[Difference | None] = [
         difference(one.values.to_numpy(), other.values.to_numpy(), threads) for one, other in pairs
     ]
-    return table.drop(["weights"]).append_column("quantized", codes), lost
+    return codes, lost
 
 
 def _of_layer(error: Aq2Error, names: Sequence[str]) -> Aq2Error:
@@ -376,7 +377,7 @@ def dry_run(source: Any, sink: Sink, recipe: Recipe | None) -> Report:
     """Return what `convert` would make of each layer, without its errors; nothing is read or written."""
     model = source if isinstance(source, Source) else open_source(source)
     chosen = plan(model, sink, recipe)
-    return Report(model.path, None, str(recipe or "as it is"), _reports(chosen, []), _size(sink, chosen))
+    return Report(model.path, None, str(recipe or ""), _reports(chosen, []), _size(sink, chosen))
 
 
 def _size(sink: Sink, chosen: Plan) -> int:

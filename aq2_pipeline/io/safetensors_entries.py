@@ -135,7 +135,7 @@ def _plain_entries(text: str, at: int, data_at: int, size: int, tensors: dict[st
             break
         if begin != before:  # else its first byte is the number that is kept as the last one's end
             behind = data_at + begin
-        tensors[name] = new(Tensor, (name, dtype, shape, behind, behind := data_at + end, 0))
+        tensors[name] = new(Tensor, (name, dtype, shape, behind, behind := data_at + end, 0, 1))
         before, at = end, match.end()
     return at
 

@@ -69,6 +69,8 @@ class Sink:
     name = ""
     folder = False
     takes = ""
+    #: Whether codes are found again, so that rows must have their weights beside their codes.
+    codes_again = False
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer cannot be held as it is; None where it can."""

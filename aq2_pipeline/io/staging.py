@@ -166,7 +166,7 @@ class Staging:
         """
         for spec in specs:
             self._check_spec(spec)
-        told: list[Any] = []
+        told: list[list[Any]] = []
         for piece in pieces:
             data = memoryview(np.ascontiguousarray(piece.data).reshape(-1).view(np.uint8).data)
             file, offset = self._place(piece, len(data))

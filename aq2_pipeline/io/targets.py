@@ -64,6 +64,8 @@ TARGETS = [
     Target("parquet", (".parquet",), "parquet_sink"),
     Target("gguf", (".gguf",), "gguf_sink"),
     Target("safetensors", (".safetensors",), "safetensors_sink"),
+    Target("compressed-tensors", (), "compressed_tensors"),
+    Target("mlx", (), "mlx"),
 ]
 
 

@@ -25,6 +25,13 @@ def local(n: Any, dtype: Any) -> Any:
     return np.empty(n, dtype)
 
 
+def only_read(values: Any) -> Any:
+    """Return an array as one that nobody writes to, as inputs are: what takes both is then compiled once."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
 def transpose(values: Any, at: Any, stride: Any, target: Any, to_at: Any) -> None:
     """Write the 16 elements of 16 runs that begin `stride` apart so that lane k of each vector is of run k."""
     runs = [values[at + k * stride : at + k * stride + LANES] for k in range(LANES)]

@@ -37,6 +37,7 @@ from aq2_pipeline.kernels.lanes import (
     magnitude,
     maximum,
     minimum,
+    only_read,
     splat,
     store,
     to,
@@ -187,7 +188,7 @@ def encoder(method: str, encode_some: Any, *, weighted: bool) -> Any:
                 encode_some(values[start : start + n], given, scale, inverse, power, data[at : at + _SIZE_BYTES])
             else:
                 fill_batch(values[start:], staging)
-                encode_some(staging, given, scale, inverse, power, spare)
+                encode_some(only_read(staging), given, scale, inverse, power, spare)
                 for k in range(data.size - at):
                     data[at + k] = spare[k]
         return -1
@@ -211,7 +212,7 @@ def error(method: str, encode_some: Any, *, weighted: bool) -> Any:
             if weighted:
                 fill_weights(importance, start, own.size, GROUP, weights)
             fill_batch(own, staging)
-            encode_some(staging, weights if weighted else None, scale, inverse, power, data)
+            encode_some(only_read(staging), weights if weighted else None, scale, inverse, power, data)
             decode_groups(data, scale, decoded)
             for low in range(0, own.size, GROUP):
                 first = (start + low) % importance.size if weighted else 0

@@ -44,6 +44,7 @@ from aq2_pipeline.kernels.lanes import (
     load,
     local,
     maximum,
+    only_read,
     reinterpreted,
     splat,
     store,
@@ -213,7 +214,7 @@ def tell(params: Any, own: Any, k: Any, group: Any, turned: Any, told: Any) -> A
         status = rotate(own[at:stop], k, turned)
         if status >= 0:
             return n, at + status
-        _measure(turned[: stop - at], told[n : n + 2])
+        _measure(only_read(turned[: stop - at]), told[n : n + 2])
     return n + 2, -1
 
 
@@ -284,8 +285,8 @@ def encoder(module: str, encode_name: str) -> Any:
                     return low + status
                 stop, last = at + bytes_of(own.size, group, params[1]), g + (own.size + group - 1) // group
                 encode_some(
-                    turned[: own.size], own.size, told[:n_told], importance, data[at:stop], scales[g:last],
-                    zero_points[g:last],
+                    only_read(turned[: own.size]), own.size, only_read(told[:n_told]), importance, data[at:stop],
+                    scales[g:last], zero_points[g:last],
                 )  # fmt: skip
                 at, g = stop, last if group <= MOST else g
             g += group > MOST
@@ -343,9 +344,10 @@ def error(module: str, encode_name: str, decode_name: str) -> Any:
                 if status >= 0:
                     return low + status
                 codes, m = data[: bytes_of(own.size, group, params[1])], (own.size + group - 1) // group
-                there, own_told = turned[: own.size], told[:n_told]
-                encode_some(there, own.size, own_told, importance, codes, scales[:m], zero_points[:m])
-                decode_some(codes, scales[:m], zero_points[:m], own.size, own_told, there)
+                there, own_told = turned[: own.size], only_read(told[:n_told])
+                encode_some(only_read(there), own.size, own_told, importance, codes, scales[:m], zero_points[:m])
+                stored = only_read(codes), only_read(scales[:m]), only_read(zero_points[:m])
+                decode_some(*stored, own.size, own_told, there)
                 rotate_back(turned, k, there)
                 add_errors(own, there, position + low, lanes, sums)
         return -1

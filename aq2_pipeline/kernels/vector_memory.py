@@ -6,7 +6,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils
 from numba.extending import overload
 from numba.np.arrayobj import populate_array
 
@@ -15,6 +14,7 @@ from aq2_pipeline.kernels.lane_arrays import (
     load,
     load_half,
     local,
+    only_read,
     read,
     store,
     transpose,
@@ -63,7 +63,17 @@ def _store(_typing: Any, values: Any, at: Any, vector: Any) -> Any:
     return types.none(values, at, vector), emit
 
 
-# Not an overload: where nothing is counted, Numba lets no function return an array that it made, an intrinsic aside.
+# Not overloads: where nothing is counted, Numba lets no function return an array that it made, an intrinsic aside.
+@extending.type_callable(only_read)
+def _type_of_only_read(_context: Any) -> Any:
+    return lambda values: types.Array(values.dtype, 1, "C", readonly=True)
+
+
+@extending.lower_builtin(only_read, types.Array)
+def _emit_only_read(_context: Any, _builder: Any, _signature: Any, args: Any) -> Any:
+    return args[0]  # the two types have the same fields
+
+
 @extending.type_callable(local)
 def _type_of_local(_context: Any) -> Any:
     def typed(n: Any, dtype: Any) -> Any:
@@ -76,7 +86,9 @@ def _type_of_local(_context: Any) -> Any:
 def _emit_local(context: Any, builder: Any, signature: Any, _args: Any) -> Any:
     kind, size = signature.return_type, signature.args[0].literal_value
     element = context.get_data_type(kind.dtype)
-    memory = cgutils.alloca_once(builder, ir.ArrayType(element, size))
+    # Not `cgutils.alloca_once`: that stores zeros, as one value of the array's type, and LLVM took 20 s for some.
+    with builder.goto_entry_block():
+        memory = builder.alloca(ir.ArrayType(element, size))
     memory.align = 64
     item = context.get_abi_sizeof(element)
     shape, strides, item_size = (context.get_constant(types.intp, k) for k in (size, item, item))

@@ -127,6 +127,25 @@ def test_types_that_do_not_fit_are_refused():
         mixed(readonly(F32[0]), readonly(I32[0]))
 
 
+def test_an_array_that_is_only_read():
+    """The same memory, of the type that inputs have; in NumPy, nobody writes to it."""
+
+    @njit(**OPTIONS)
+    def run(out):
+        room = lanes.local(16, np.float32)
+        lanes.store(room, 0, lanes.splat(np.float32(3)))
+        seen = lanes.only_read(room)
+        room[5] = np.float32(7)
+        lanes.store(out, 0, lanes.load(seen, 0))
+
+    out = np.zeros(16, np.float32)
+    run(out)
+    assert out.tolist() == [7 if k == 5 else 3 for k in range(16)]
+    seen = lanes.only_read(out)
+    assert np.shares_memory(seen, out)
+    assert not seen.flags.writeable
+
+
 def test_masks_as_bits():
     """A mask's lanes are an integer's bits, the first lane lowest, and come back from them."""
 

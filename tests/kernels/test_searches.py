@@ -11,7 +11,7 @@ from aq2_pipeline.kernels import grouped, moments, powers, searches, signed, sta
 
 MODULES = (staging, powers, searches, grouped, zero_points, signed)
 IMPORTANCE = readonly((integers(37, 3) / 2**32) ** 3, np.float32)
-KERNELS = [("signed", "mse"), ("signed", "hqq"), ("asym", "mse"), ("asym", "hqq")]
+KERNELS = [("signed", "mse", 3), ("signed", "hqq", 4), ("asym", "mse", 4), ("asym", "hqq", 3)]
 N_ROWS, ROW = 2, 37
 
 
@@ -28,8 +28,7 @@ def encoded(kernel, w, params, importance):
     return kernel(readonly(w), ROW, readonly(params, np.int64), importance, *outputs), *outputs
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-@pytest.mark.parametrize(("kind", "method"), KERNELS)
+@pytest.mark.parametrize(("kind", "method", "bits"), KERNELS)
 def test_compiled_equals_interpreted(kind, method, bits):
     """Short groups, a zero group and a wide one, with an importance and without: the bits are the same."""
     w = bell(N_ROWS * ROW, 2) * np.float32(40)
@@ -46,11 +45,11 @@ def test_compiled_equals_interpreted(kind, method, bits):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("kind", "method"), KERNELS)
-def test_errors_are_those_of_what_is_written(kind, method):
+@pytest.mark.parametrize(("kind", "method", "bits"), KERNELS)
+def test_errors_are_those_of_what_is_written(kind, method, bits):
     """The sums of an error kernel are those of the decoded values, padding and short groups aside."""
-    w, params = bell(N_ROWS * ROW, 7), (4, int(kind == "asym"), 21)
-    made = kernels(kind, 4)
+    w, params = bell(N_ROWS * ROW, 7), (bits, int(kind == "asym"), 21)
+    made = kernels(kind, bits)
     status, data, scales, zeros = encoded(getattr(made, f"encode_{method}"), w, params, readonly([], np.float32))
     _, values = decode(made.decode, data, scales, zeros, ROW, params, w.size)
     found, sums = error(getattr(made, f"error_{method}"), w, ROW, params)
@@ -61,12 +60,12 @@ def test_errors_are_those_of_what_is_written(kind, method):
     assert sums[moments.MAX_ERROR] == np.abs(e).max()
 
 
-@pytest.mark.parametrize(("kind", "method"), KERNELS)
+@pytest.mark.parametrize(("kind", "method", "bits"), KERNELS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite(kind, method, bad):
+def test_what_is_not_finite(kind, method, bits, bad):
     """Encoder and error kernel return the position of the first value that is not finite."""
-    w, params = bell(N_ROWS * ROW, 7), (4, int(kind == "asym"), 21)
+    w, params = bell(N_ROWS * ROW, 7), (bits, int(kind == "asym"), 21)
     w[[45, 60]] = bad
-    made = kernels(kind, 4)
+    made = kernels(kind, bits)
     assert encoded(getattr(made, f"encode_{method}"), w, params, readonly([], np.float32))[0] == 45
     assert error(getattr(made, f"error_{method}"), w, ROW, params)[0] == 45

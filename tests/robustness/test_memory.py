@@ -397,7 +397,7 @@ print(digest.hexdigest())
 
 @pytest.mark.parametrize(
     "environment",
-    [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_THREADING_LAYER": "workqueue"}],
+    [{"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, {"NUMBA_THREADING_LAYER": "workqueue"}],
     ids=lambda environment: next(iter(environment)),
 )
 def test_case_60_every_cpu_and_setting_gives_the_same_bits(environment):

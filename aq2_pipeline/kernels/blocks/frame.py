@@ -23,7 +23,7 @@ import numpy as np
 from aq2_pipeline.kernels._jit import DECODE, ENCODE, ERROR, helper, inlined, kernel
 from aq2_pipeline.kernels.bits import INFINITY_BITS, MAGNITUDE
 from aq2_pipeline.kernels.integer import first_bad
-from aq2_pipeline.kernels.lanes import LANES, load, local, to
+from aq2_pipeline.kernels.lanes import LANES, load, local, only_read, to
 from aq2_pipeline.kernels.moments import BLOCK_SIZE, flushed, keep_wide_lanes, wide_lanes_of, with_exact_errors
 
 
@@ -89,7 +89,8 @@ def encode_batch(
         status = encode(own, None, data) if importance is None else encode(own, weights, data)
     else:
         fill_batch(own, staging)
-        status = encode(staging, None, spare) if importance is None else encode(staging, weights, spare)
+        whole = only_read(staging)
+        status = encode(whole, None, spare) if importance is None else encode(whole, weights, spare)
         for k in range(data.size):
             data[k] = spare[k]
     if status < 0:
