@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from corpus.make import FILES, FOLDER, write
+from corpus.make import ENTRIES_OF_FILES as ENTRIES
+from corpus.make import FILES, FOLDER, opened, write
 
 from aq2_pipeline import Aq2Error, FormatError
 from aq2_pipeline.io.opening import open_source
-
-#: Files, and folders that are one model.
-ENTRIES = sorted({"/".join(path.split("/")[:2]) for path in FILES})
 
 
 def read(path):
@@ -25,7 +23,7 @@ def read(path):
 def test_a_bad_file_is_a_format_error(entry):
     """What contradicts its format is a FormatError that names a file, and that any terminal may show."""
     with pytest.raises(FormatError, match=r"tests.corpus.bad") as caught:
-        read(FOLDER / entry)
+        read(FOLDER / opened(entry))
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 3000
 
@@ -33,7 +31,7 @@ def test_a_bad_file_is_a_format_error(entry):
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.startswith("good/")])
 def test_a_good_file_is_read(entry):
     """What is unusual but right is read whole."""
-    read(FOLDER / entry)
+    read(FOLDER / opened(entry))
 
 
 def test_the_folder_is_what_its_script_writes(tmp_path):

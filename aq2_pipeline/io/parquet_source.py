@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import Aq2Error
@@ -21,8 +22,6 @@ from aq2_pipeline.io.source import FORMS, Source, listing
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
-
-    import pyarrow as pa
 
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
@@ -137,6 +136,11 @@ class ParquetSource(Source):
         wanted = {self._rows[part.tensor.name, part.start]: part for part in parts}
         if form is None or not wanted:
             yield from [] if form else [listing([wanted[row] for row in sorted(wanted)], chunked=chunked)]
+            return
+        if form == "raw" and not self._has_raw:  # rows of codes have no bytes of their own
+            some = [wanted[row] for row in sorted(wanted)]
+            none = pa.nulls(len(some), FORMS[form].arrow)
+            yield listing(some, chunked=chunked).append_column(FORMS[form].column, none)
             return
         columns = [RAW.name if form == "raw" else "quantized"]
         if form == "weights" and self._has_raw and any(self._schemes[part.tensor.name] is None for part in parts):

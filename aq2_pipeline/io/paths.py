@@ -17,6 +17,8 @@ __all__ = ["MAX_NAME_BYTES", "Stamp", "bad_file", "open_regular", "source_path",
 #: The most bytes of a layer's name, in every format.
 MAX_NAME_BYTES = 1024
 
+_LONGEST_REASON = 2000
+
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 
@@ -25,11 +27,21 @@ Stamp = tuple[int, int]
 
 
 def bad_file(path: Path, reason: str, hint: str | None = None, layer: str | None = None) -> FormatError:
-    """Return the error of a file, and of one of its tensors where it is known."""
-    error = FormatError(f"{str(path)!r}: {reason}", hint)
+    """Return the error of a file, and of one of its tensors where it is known.
+
+    What others say of a file may hold its own bytes: a terminal shows them escaped, and the first of them.
+    """
+    error = FormatError(f"{str(path)!r}: {_printable(reason)}", hint)
     if layer is not None:
         error.at(layer=layer if len(layer) <= MAX_NAME_BYTES else layer[:64] + "...")
     return error
+
+
+def _printable(text: str) -> str:
+    text = text.strip()
+    if len(text) > _LONGEST_REASON:
+        text = text[:_LONGEST_REASON] + "..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def source_path(source: Any, function: str, reads: tuple[str, ...] = ()) -> Path:

@@ -1,9 +1,11 @@
-"""Write the crafted files of this folder: `python tests/corpus/make.py`.
+"""Write the crafted files of this folder: `PYTHONPATH=tests python -m corpus.make`, from the root of the repository.
 
-`FILES` is the corpus, path -> bytes, built from a table for each format. What
-is in `bad/` is refused with a FormatError, at once or when it is read; what is
-in `good/` is read. A path with a folder is a part of a model in several files.
-Names begin with the number of their case in the table of bad input.
+`FILES` is the corpus, path -> bytes, built from a table for each format; those
+beside safetensors are in `formats`. What is in `bad/` is refused with an error
+of this package, at once or when it is read; what is in `good/` is read. A path
+with a folder is a part of a model in several files. Names begin with the number
+of their case in the table of bad input. Files of `87-fuzz-` are what fuzzing
+found: they are in no table, and stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import json
 import shutil
 import struct
 from pathlib import Path
+
+from corpus import formats
 
 FOLDER = Path(__file__).parent
 
@@ -175,10 +179,19 @@ def _all():
         "good/69-folder": {"a.safetensors": A, "b.safetensors": B},
     }.items():
         files |= {f"{name}/{shard}": content for shard, content in shards.items()}
-    return files
+    found = (path for kind in ("bad", "good") for path in (FOLDER / kind).glob("87-fuzz-*") if path.is_file())
+    return files | formats.files() | {str(path.relative_to(FOLDER)): path.read_bytes() for path in found}
 
 
 FILES = _all()
+#: Files, and folders that are one model.
+ENTRIES_OF_FILES = sorted({"/".join(path.split("/")[:2]) for path in FILES})
+
+
+def opened(entry):
+    """Return what a user gives to read an entry: a file, the folder of shards, or the model beside its data."""
+    model = f"{entry}/model.onnx"
+    return model if model in FILES else entry
 
 
 def write(folder=FOLDER):
