@@ -72,7 +72,7 @@ def chunk_weights_for(memory: int | None) -> int:
     found = (memory - _BASE_BYTES) // _BYTES_PER_WEIGHT
     if found < _FEWEST:
         msg = f"{memory} bytes of memory are too few"
-        raise InputValueError(msg, f"give at least {(_BASE_BYTES + _FEWEST * _BYTES_PER_WEIGHT) >> 20} MB")
+        raise InputValueError(msg, f"give at least {-(-(_BASE_BYTES + _FEWEST * _BYTES_PER_WEIGHT) // 10**6)}MB")
     return min(found, CHUNK_WEIGHTS)
 
 
