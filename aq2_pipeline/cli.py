@@ -390,5 +390,5 @@ def _print_report(report: Report, source: Path, target: Path, *, quantized: bool
         figures.append(f"SQNR {console.figure(report.sqnr_db)} dB")
     verb = ("would be " if report.target is None else "") + ("quantized" if quantized else "written")
     counted = f"{len(done)} of {len(report.layers)} layers {verb}"
-    route = f"{console.shown(str(source))} -> {console.shown(str(target))} ({report.recipe})"
-    typer.echo(f"{route}: {', '.join([counted, *figures, sizes])}")
+    names = f"{console.shown(str(source))} -> {console.shown(str(target))}"
+    typer.echo(f"{names} ({report.recipe}): {', '.join([counted, *figures, sizes])}")

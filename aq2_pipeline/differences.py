@@ -18,6 +18,8 @@ __all__ = ["Difference", "difference"]
 
 #: Weights that one call into the kernel takes: a whole number of its blocks, 4 ms.
 _SLICE = 1 << 22
+#: Beyond this ratio of their squares, the product of both is lost in the rounding of the sums.
+_RESOLVED = 2.0**-60
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ class Difference:
 
     @property
     def cosine(self) -> float | None:
-        """The cosine of the angle between both; 1 where nothing differs, None of nothing or of zeros alone."""
+        """The cosine of the angle between both; 1 where nothing differs, None of nothing, or of one as good as zero."""
         if not self.size:
             return None
         if not self.error:
             return 1.0
-        if not self.weight or not self.other:
+        smaller, larger = sorted((self.weight, self.other))
+        if not smaller or smaller < _RESOLVED * larger:
             return None
         found = (self.weight + self.other - self.error) / (2 * math.sqrt(self.weight) * math.sqrt(self.other))
         return found if math.isnan(found) else max(-1.0, min(1.0, found))  # sums round
@@ -95,5 +98,7 @@ def difference(values: Array, others: Array, n_threads: int | None = None) -> Di
     threads.run(tasks, n_threads)
     total = Difference()
     for k, start in enumerate(starts):
-        total += Difference(min(_SLICE, values.size - start), *map(float, sums[k]))
+        error, weight, other, largest = map(float, sums[k])
+        largest = error if math.isnan(error) else largest  # comparisons pass over NaN
+        total += Difference(min(_SLICE, values.size - start), error, weight, other, largest)
     return total

@@ -276,7 +276,7 @@ def test_ggml_opens_what_is_written(tmp_path):
     library = ggml.library()
     library.gguf_init_from_file.restype = ctypes.c_void_p
     library.gguf_init_from_file.argtypes = [ctypes.c_char_p, InitParams]
-    context = library.gguf_init_from_file(str(tmp_path / "m.gguf").encode(), InitParams(True, None))  # noqa: FBT003
+    context = library.gguf_init_from_file(str(tmp_path / "m.gguf").encode(), InitParams(no_alloc=True))
     assert context
     for name, kind in (("gguf_get_n_tensors", ctypes.c_int64), ("gguf_get_tensor_name", ctypes.c_char_p)):
         getattr(library, name).restype = kind

@@ -96,7 +96,10 @@ def publish(made: Path, path: Path) -> None:
     """
     _sync(made)
     if made.is_dir() and path.exists():
-        made = made.rename(made.with_name("exchanged"))  # a run that is taken up must not find the old one as its own
+        aside = made.with_name("exchanged")  # a run that is taken up must not find the old one as its own
+        for left in (aside, made.with_name(_OLD)):
+            shutil.rmtree(left, ignore_errors=True)
+        made = made.rename(aside)
         if not _exchanged(made, path):
             path.rename(made.with_name(_OLD))
             made.rename(path)
