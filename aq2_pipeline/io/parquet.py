@@ -32,6 +32,8 @@ ROW_GROUP_BYTES = 1 << 26
 LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
 #: The bytes of a tensor that has no codes: elements of its dtype, little-endian.
 RAW = pa.field("raw", pa.large_binary())
+#: What pyarrow raises for damaged files: names and texts that are no UTF-8 come through as they are.
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
 #: Codes do not repeat, so a dictionary of them only costs.
 _DICTIONARIES = ["dtype", "quantized.scheme"]
@@ -195,12 +197,11 @@ class QuantizedFile:
         open_regular(self.path).close()
         try:
             self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
-        except (pa.ArrowException, OSError) as error:
+            self.schema = self._file.schema_arrow
+            about = self.schema.metadata or {}
+            self.metadata = {k.decode(): v.decode() for k, v in about.items() if k != b"ARROW:schema"}
+        except _UNREADABLE as error:
             raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
-        self.schema = self._file.schema_arrow
-        self.metadata = {
-            k.decode(): v.decode() for k, v in (self.schema.metadata or {}).items() if k != b"ARROW:schema"
-        }
         for name in ("layer_name", "quantized"):
             if self.schema.names.count(name) != 1:
                 raise bad_file(self.path, f"the file has no column {name!r}", "expected what aq2 quantize writes")
@@ -319,7 +320,7 @@ class QuantizedFile:
     def _read(self, read: Any) -> Any:
         try:
             return read()
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
 
 

@@ -135,7 +135,9 @@ class ParquetSource(Source):
         column = RAW.name if form == "raw" else "quantized"
         if column == RAW.name and not self._has_raw:  # rows of codes have no bytes of their own
             some = [wanted[row] for row in sorted(wanted)]
-            yield listing(some, chunked=chunked).append_column(FORMS[form].column, pa.nulls(len(some), FORMS[form].arrow))
+            yield listing(some, chunked=chunked).append_column(
+                FORMS[form].column, pa.nulls(len(some), FORMS[form].arrow)
+            )
             return
         with QuantizedFile(self.path) as file:
             for rows, held in file.column(column, sorted(wanted)):

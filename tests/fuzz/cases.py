@@ -221,7 +221,9 @@ class Case:
         if not tagged or not self.tag:
             return self.schemes
         if isinstance(self.schemes, pa.Array):
-            return pa.array([None if name is None else name + self.tag for name in self.schemes.to_pylist()], pa.string())
+            return pa.array(
+                [None if name is None else name + self.tag for name in self.schemes.to_pylist()], pa.string()
+            )
         return (f"int{self.schemes}_g128" if isinstance(self.schemes, int) else self.schemes) + self.tag
 
 
@@ -262,10 +264,16 @@ def cases(draw):
         rows = _narrow(rows, how.dtype)
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     before, behind = (draw(st.sampled_from([0, 0, 1, 2, 9])) for _ in range(2))
-    other = np.full(rows[0].size if kind == "fixed_size_list" and rows and rows[0] is not None else 3, np.nan, np.float32)
+    other = np.full(
+        rows[0].size if kind == "fixed_size_list" and rows and rows[0] is not None else 3, np.nan, np.float32
+    )
     column = how.make([*[other] * before, *rows, *[other] * behind], rng)
     column = column.slice(before, len(rows))
-    rows = [None if one is None else row for row, one in zip(rows, column.is_valid().to_pylist(), strict=True) for one in [one or None]]
+    rows = [
+        None if one is None else row
+        for row, one in zip(rows, column.is_valid().to_pylist(), strict=True)
+        for one in [one or None]
+    ]
     if draw(st.integers(0, 5)) == 0:
         schemes = pa.array([draw(names()) for _ in rows], pa.string())
     shapes = None
@@ -273,7 +281,9 @@ def cases(draw):
         shapes = [None if row is None or draw(st.integers(0, 9)) == 0 else _shape_of(draw, row.size) for row in rows]
     importance = None
     if draw(st.integers(0, 3)) == 0:
-        given = [_importance_of(draw, row, shape) for row, shape in zip(rows, shapes or [None] * len(rows), strict=True)]
+        given = [
+            _importance_of(draw, row, shape) for row, shape in zip(rows, shapes or [None] * len(rows), strict=True)
+        ]
         importance = pa.array(given, layout.FLOATS)
     tag = f"@{how.dtype}" if how.tagged else ""
     clean = pa.array(rows, layout.FLOATS)

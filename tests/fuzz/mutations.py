@@ -11,7 +11,19 @@ EXTREMES = [0, 1, 2, 7, 8, 31, 127, 128, 255, 256, 65535, 65536, 2**24, 2**30, 2
 EXTREMES += [2**40, 2**48, 2**60, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
 #: What headers in text say instead of what they said.
 WORDS = [str(n).encode() for n in EXTREMES] + [b"-1", b"1.5", b"1e400", b"null", b"true", b"[]", b"{}", b'""', b"NaN"]
-WORDS += [b'"../x"', b'"F64"', b'"BF16"', b'"F4"', b"'|O'", b"'<f8'", b"\xff", b"\0", b"\\ud800", b"9" * 400, b"[" * 300]
+WORDS += [
+    b'"../x"',
+    b'"F64"',
+    b'"BF16"',
+    b'"F4"',
+    b"'|O'",
+    b"'<f8'",
+    b"\xff",
+    b"\0",
+    b"\\ud800",
+    b"9" * 400,
+    b"[" * 300,
+]
 #: Where the fields are that say what the rest is: the beginning, and in Parquet and zip files the end.
 HEADER = 256
 
@@ -170,4 +182,7 @@ def mutated(rng, text, other):
         text = bytearray(rng.choice(CHANGES)(rng, text or bytearray(1), other or b"\0"))
     if text[:2] == b"PK" and rng.random() < 0.7:
         return with_right_sums(text)
+    header = text.rfind(b"}", 0, 4096) + 1
+    if text[8:9] == b"{" and header > 8 and rng.random() < 0.7:  # safetensors: its length is the first thing looked at
+        text[:8] = struct.pack("<Q", header - 8)
     return bytes(text)
