@@ -32,6 +32,8 @@ ROW_GROUP_BYTES = 1 << 26
 LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
 #: The bytes of a tensor that has no codes: elements of its dtype, little-endian.
 RAW = pa.field("raw", pa.large_binary())
+#: What pyarrow raises for damaged files: names and texts that are no UTF-8 come through as they are.
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
 #: Rows of a file at the most: as many as the tensors of any other.
 MAX_ROWS = 10**6
@@ -196,11 +198,11 @@ class QuantizedFile:
         open_regular(self.path).close()
         try:
             self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
-        except (pa.ArrowException, OSError) as error:
+            self.schema = self._file.schema_arrow
+            texts = ((k.decode(errors="replace"), v.decode(errors="replace")) for k, v in self._key_values())
+            self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
+        except _UNREADABLE as error:
             raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
-        self.schema = self._file.schema_arrow
-        texts = ((k.decode(errors="replace"), v.decode(errors="replace")) for k, v in self._key_values())
-        self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
         if self._file.metadata.num_rows > MAX_ROWS:
             raise bad_file(self.path, f"the file claims {self._file.metadata.num_rows} rows; {MAX_ROWS} are read")
         for name in ("layer_name", "quantized"):
@@ -330,7 +332,7 @@ class QuantizedFile:
     def _read(self, read: Any) -> Any:
         try:
             return read()
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
 
 

@@ -190,7 +190,7 @@ NPZS = {
     "bad/87-npz-cut": npz(*MEMBERS)[:-1],
 }
 
-# --- what is refused by its name or its first bytes --------------------------------------------------------------------
+# --- what is refused by its name or its first bytes ------------------------------------------------------------------
 
 PICKLE = b"cbuiltins\nexec\n(Vraise SystemExit\ntR."
 

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,10 +163,10 @@ class Child:
     def _end(self, *, hung):
         if hung:
             self.process.kill()
-        code = self.process.wait()
+        code = self.process.wait(60)
         self.errors.seek(0)
         text = self.errors.read()[-2000:].decode(errors="replace")
-        self.process = None
+        self._close()
         if hung:
             return {"kind": "hang", "text": f"no answer in {PATIENCE} s"}
         if code == -signal.SIGPROF:
@@ -183,7 +184,13 @@ class Child:
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait()
-            self.process.stdout.close()
+            self._close()
+
+    def _close(self):
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            with suppress(BrokenPipeError):  # what was not sent to a dead child
+                file.close()
+        self.process = None
 
 
 def write(model, folder):
@@ -232,7 +239,7 @@ def fuzz(budget, seed=0, *, formats=None, kept=FOLDER / "bad", workers=2):
     models = {name: found for name, found in seeds().items() if formats is None or name in formats}
     figures, lock, numbers = {name: Figures() for name in models}, threading.Lock(), iter(range(1 << 60))
 
-    def work(number, folder):
+    def work(folder):
         good = []
         for name, found in models.items():
             at = folder / f"good-{name}"
@@ -266,7 +273,7 @@ def fuzz(budget, seed=0, *, formats=None, kept=FOLDER / "bad", workers=2):
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         for number in range(workers):
             Path(folder, str(number)).mkdir()
-        for job in [pool.submit(work, number, Path(folder, str(number))) for number in range(workers)]:
+        for job in [pool.submit(work, Path(folder, str(number))) for number in range(workers)]:
             job.result()
     return figures
 
