@@ -84,7 +84,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {figure(figure)}".strip() for name, figure in value.items())
+        return ", ".join(f"{name} {figure(one)}".strip() for name, one in value.items())
     if isinstance(value, tuple):
         return ", ".join(value)
     return figure(value) if isinstance(value, float) else shown(str(value))
