@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     Failures = dict[int, Aq2Error]
 
-#: Weights that one call into a kernel takes at the most: 4 to 40 ms, so that an interrupt is answered.
-SLICE_SIZE = 1 << 23
+#: Weights that one call into a kernel takes at the most, so that an interrupt is answered: 1 ms of int4_g128, 110 ms of
+#: int2_g32_asym:hqq, the slowest search. Four times as many were not faster.
+SLICE_SIZE = 1 << 21
 #: Weights of another type than float32 that are widened at a time; see `kernels.rows`.
 BLOCK_SIZE = 1 << 10
 #: Weights of a longer group that are widened at a time.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from aq2_pipeline.errors import FormatError
-from aq2_pipeline.io.writing import name_target, release, remove_stale, stale, temporary_of
+from aq2_pipeline.io.writing import name_target, remove, remove_stale, stale, temporary_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -99,6 +99,8 @@ class Staging:
         The tensors of the target.
     rows : list of dict
         What `add` was told of each row.
+    n_bytes : int
+        What the target takes, once it is known.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,6 +142,7 @@ class Staging:
             Whether the target is one.
         """
         head = {"identity": identity, "boot": _BOOT.read_text().strip() if _BOOT.exists() else ""}
+        self.n_bytes = sum(file.size for file in files)
         kept = _taken_up(self.folder / "journal", head) if self.out.exists() else []
         if not kept:
             _remove(self.out)
@@ -278,8 +281,12 @@ def _read(file: FileIO, offset: int, target: memoryview) -> None:
 def _write(file: FileIO, offset: int, data: memoryview) -> None:
     file.seek(offset)
     at = 0
-    while at < len(data):
-        at += file.write(data[at : at + _COPY_BYTES])
+    try:
+        while at < len(data):
+            at += file.write(data[at : at + _COPY_BYTES])
+    except OSError as error:
+        error.filename = str(file.name)
+        raise
 
 
 def _copy(source: int, offset: int, size: int, target: FileIO) -> None:
@@ -342,8 +349,7 @@ def staged(target: str | os.PathLike[str], resume: str | None = None) -> Iterato
         name_target(error, path, folder, staging.n_bytes)
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        release(folder)
+        remove(folder)
 
 
 def _adopt(path: Path, folder: Path, identity: str) -> None:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["name_target", "publish", "release", "remove_stale", "replacing", "stale", "temporary_of"]
+__all__ = ["name_target", "publish", "remove", "remove_stale", "replacing", "stale", "temporary_of"]
 
 #: Of Linux: `fcntl.h` and `linux/fs.h`.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 #: What a full disk is called; such errors do not say which file they are about.
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-#: Where a folder that cannot be exchanged lies until the new one has its name.
-_OLD = "old"
 #: The most bytes of a target's name that its temporary file repeats, adding 34: file systems take 255.
 _MOST_NAME_BYTES = 220
+#: Where a folder that is replaced is put aside, in the folder of the run.
+_OLD = "old"
 #: Temporary files that this process is writing now.
 _ours: set[str] = set()
 
@@ -54,18 +54,14 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            name_target(error, path, temporary)
+        sync_folder(path.parent)
+    except OSError as error:
+        name_target(error, path, temporary)
         raise
     finally:
-        release(temporary)
-    sync_folder(path.parent)
+        remove(temporary)
 
 
 def name_target(error: OSError, path: Path, temporary: Path, n_bytes: int = 0) -> None:
@@ -88,6 +84,23 @@ def name_target(error: OSError, path: Path, temporary: Path, n_bytes: int = 0) -
         error.strerror = f"{error.strerror}: {n_bytes} bytes are needed"
 
 
+def remove(temporary: Path) -> None:
+    """Remove a temporary file or folder that is ours, also where an interrupt comes into it."""
+    try:
+        _remove(temporary)
+    finally:
+        _remove(temporary)  # again: the first is where an interrupt may have come
+        _ours.discard(temporary.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 def publish(made: Path, path: Path) -> None:
     """Give a complete file or folder the target's name; what was there is there, whole, until then.
 
@@ -101,11 +114,27 @@ def publish(made: Path, path: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         made = made.rename(aside)
         if not _exchanged(made, path):
-            path.rename(made.with_name(_OLD))
-            made.rename(path)
+            _swap(made, path)
     else:
         made.replace(path)
     sync_folder(path.parent)
+
+
+def _swap(made: Path, path: Path) -> None:
+    """Exchange two names in two steps; whoever stops between them, and leaves no target, is made good."""
+    try:
+        path.rename(made.with_name(_OLD))
+        made.rename(path)
+    except BaseException:
+        _make_good(made.parent, path)
+        raise
+
+
+def _make_good(folder: Path, path: Path) -> None:
+    """Give a target that is gone between two steps its name again, from the folder where it was put aside."""
+    old = folder / _OLD
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _sync(made: Path) -> None:
@@ -115,7 +144,7 @@ def _sync(made: Path) -> None:
             sync_folder(path)
         else:
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                _fsync(file.fileno(), path)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -132,21 +161,25 @@ def sync_folder(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _fsync(descriptor, folder)
         finally:
             os.close(descriptor)
 
 
+def _fsync(descriptor: int, path: Path) -> None:
+    """Write a file to the disk; an error says which, as those of the system do not."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def temporary_of(path: Path) -> Path:
-    """Return a new temporary path beside a target, ours until `release`."""
+    """Return a new temporary path beside a target, ours until `remove`."""
     temporary = path.parent / f"{_temporary_stem(path)}{os.getpid()}-{secrets.token_hex(4)}"
     _ours.add(temporary.name)
     return temporary
-
-
-def release(temporary: Path) -> None:
-    """Say that a temporary path is no longer written."""
-    _ours.discard(temporary.name)
 
 
 def _temporary_stem(path: Path) -> str:
@@ -169,15 +202,11 @@ def stale(path: Path) -> list[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove them; a target that was being exchanged in two steps comes back."""
+    """Remove them; of a process that was killed between two names, the target comes back first."""
     for left in stale(path):
-        if not path.exists() and (left / _OLD).is_dir():
-            (left / _OLD).rename(path)
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                left.unlink()
+        with suppress(OSError):
+            _make_good(left, path)
+        _remove(left)
 
 
 def _is_written(name: str, pid: int) -> bool:

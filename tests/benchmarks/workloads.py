@@ -49,7 +49,7 @@ def workload(name, setting):
         "M": Workload("M", 4 if setting.quick else 100, layer),
         "C": Workload("C", 32 if setting.quick else 25_600, 4096),
         "S": Workload("S", 16 if setting.quick else 4096, 4096),
-        # Eight slices of `pieces.SLICE_SIZE`: two threads have four each.
+        # Thirty-two slices of `pieces.SLICE_SIZE`: two threads have sixteen each.
         "T": Workload("T", 16 if setting.quick else 64, layer),
         "F": Workload("F", 6, F_COLUMNS * (8 if setting.quick else 384)),
         "E": Workload("E", 500 if setting.quick else 1_000_000, 384),
