@@ -11,8 +11,16 @@ import pytest
 from support import ggml
 
 import aq2_pipeline
-from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError, gguf_metadata, register, scan_gguf
-from aq2_pipeline.io import gguf_header
+from aq2_pipeline import (
+    FormatError,
+    InputTypeError,
+    InputValueError,
+    SchemeError,
+    gguf_metadata,
+    register,
+    scan_gguf,
+    set_limits,
+)
 from aq2_pipeline.io.convert import Recipe, dequantize_file, quantize_file
 from aq2_pipeline.io.frames import reader
 from aq2_pipeline.io.gguf import open_gguf
@@ -202,7 +210,8 @@ def test_templates_are_carried_and_never_rendered(tmp_path):
     assert header_of([], open_gguf(path).metadata).header.rstrip(b"\0") == path.read_bytes().rstrip(b"\0")
 
 
-def test_header_over_the_limit_is_refused(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("default_limits")
+def test_header_over_the_limit_is_refused(tmp_path):
     """A header of more than 100 MB, a million tensors or 65,536 key-values is refused before it is read."""
     path = handmade(tmp_path / "bad.gguf", [], [entry("k", STRING, struct.pack("<Q", 150_000_000))])
     for counts, match in (
@@ -216,7 +225,7 @@ def test_header_over_the_limit_is_refused(tmp_path, monkeypatch):
             file.truncate(200_000_000)  # sparse
         refused(path, match)
         path.write_bytes(content)
-    monkeypatch.setattr(gguf_header, "MAX_TENSORS", 1)
+    set_limits(tensors=1)
     refused(handmade(tmp_path / "bad.gguf", [info("w", [1]), info("v", [1])], data=bytes(64)), "at most 1 are read")
 
 
