@@ -146,6 +146,38 @@ def test_a_bomb_is_read_where_its_limit_allows(tmp_path):
     assert open_source(source).tensors
 
 
+PEAK = """
+import resource, sys
+import aq2_pipeline.io.safetensors
+from aq2_pipeline import FormatError, scan_safetensors
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+try:
+    scan_safetensors(sys.argv[1])
+except FormatError as error:
+    print(peak() - before, error)
+"""
+BLOWN_UP = {
+    "lists": ('{"w":[', "[],", "[]]}", "layer 'w': .*more than 16384 characters"),
+    "a string": ('{"w":{"dtype":"', "x" * 100, '"}}', "layer 'w': .*more than 16384 characters"),
+    "metadata": ('{"__metadata__":{', '"%x":"",', '"":""}}', "__metadata__ has more than 65536 entries.*key_values"),
+    "metadata of lists": ('{"__metadata__":{"k":[', "[],", "[]]}}", "not an object of strings"),
+}
+
+
+@pytest.mark.parametrize("what", BLOWN_UP)
+def test_a_header_takes_little_more_memory_than_its_bytes(tmp_path, what):
+    """JSON of which Python makes 25 times its bytes is refused before it is made: 20 MB take less than 80."""
+    first, unit, last, match = BLOWN_UP[what]
+    n = 20_000_000 // len(unit)
+    text = first + ("".join(unit % k for k in range(n // 2)) if "%" in unit else unit * n) + last
+    path = written(tmp_path / "m.safetensors", struct.pack("<Q", len(text)) + text.encode())
+    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    peak, told = done.stdout.split(" ", 1)
+    assert re.search(match, told), told
+    assert int(peak) < 80_000
+
+
 def test_a_config_has_the_limit_of_headers(tmp_path):
     """A config.json of more bytes is not parsed."""
     written(tmp_path / "config.json", b'{"a": 1}')

@@ -25,6 +25,10 @@ MAX_AXIS = 2**63 - 1
 _METADATA = "__metadata__"
 #: The shapes that `_plain_entries` remembers.
 _MOST_KEPT = 1 << 12
+#: Characters of a tensor's JSON: 64 axes and two offsets of 20 digits, a dtype, three keys, and much white space.
+_MOST_ENTRY = 1 << 14
+#: An error so near the end of what is parsed is of something that is cut there.
+_MOST_TOKEN = 64
 _COUNT = "(?:0|[1-9][0-9]{0,18})"
 _SPACE = re.compile(r"[ \t\n\r]*").match
 
@@ -105,12 +109,14 @@ def _parsed(text: str, path: Path, data_at: int, size: int) -> tuple[list[Tensor
     more = text[at : at + 1] != "}"
     while more:
         at = _plain_entries(text, at, data_at, size, tensors)
-        name, entry, at = _member(text, at)
+        name, at = _key(text, at)
         if name in tensors or (name == _METADATA and metadata is not None):
             _twice(name)
         if name == _METADATA:
-            metadata = _metadata(entry, path)
+            metadata, at = _metadata(text, at, path)
         else:
+            checked_name(path, name)
+            entry, at = _entry(text, at, path, name)
             tensors[name] = checked_tensor(path, name, entry, data_at, size)
         if len(tensors) > most:
             raise bad_file(path, f"the header names more than {most} tensors", to_change("tensors"))
@@ -173,13 +179,26 @@ def _expect(mark: str, text: str, at: int) -> int:
     return at + 1
 
 
-def _member(text: str, at: int) -> tuple[str, Any, int]:
-    """Return a key, its value, and where the text goes on."""
+def _key(text: str, at: int) -> tuple[str, int]:
+    """Return a key, and where its value begins."""
     _expect('"', text, at)
     name, at = _DECODER.raw_decode(text, at)
-    at = _expect(":", text, _space(text, at))
-    entry, at = _DECODER.raw_decode(text, _space(text, at))
-    return name, entry, at
+    return name, _space(text, _expect(":", text, _space(text, at)))
+
+
+def _entry(text: str, at: int, path: Path, name: str) -> tuple[Any, int]:
+    """Return the JSON of a tensor, and where the text goes on.
+
+    Only so much is parsed as a tensor can take: 100 MB of empty lists would be 2.5 GB of them.
+    """
+    try:
+        entry, n = _DECODER.raw_decode(text[at : at + _MOST_ENTRY])
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= _MOST_ENTRY - _MOST_TOKEN or error.msg.startswith("Unterminated")
+        if is_cut and at + _MOST_ENTRY < len(text):
+            raise bad_file(path, f"the entry has more than {_MOST_ENTRY} characters", layer=name) from None
+        raise json.JSONDecodeError(error.msg, text, at + error.pos) from None
+    return entry, at + n
 
 
 def _fits(shape: tuple[int, ...] | list[int]) -> bool:
@@ -187,10 +206,30 @@ def _fits(shape: tuple[int, ...] | list[int]) -> bool:
     return math.prod(axis or 1 for axis in shape) <= MAX_AXIS
 
 
-def _metadata(entry: Any, path: Path) -> dict[str, str]:
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+def _metadata(text: str, at: int, path: Path) -> tuple[dict[str, str], int]:
+    """Return the metadata, a string at a time, and where the text goes on."""
+    found: dict[str, str] = {}
+    most = limits().key_values
+    more = text[at : at + 1] == "{"
+    if not more:
         raise bad_file(path, "__metadata__ is not an object of strings")
-    return entry
+    at = _space(text, at + 1)
+    more = text[at : at + 1] != "}"
+    while more:
+        key, at = _key(text, at)
+        if text[at : at + 1] != '"':
+            raise bad_file(path, "__metadata__ is not an object of strings")
+        value, at = _DECODER.raw_decode(text, at)
+        if key in found:
+            _twice(key)
+        found[key] = value
+        if len(found) > most:
+            raise bad_file(path, f"__metadata__ has more than {most} entries", to_change("key_values"))
+        at = _space(text, at)
+        more = text[at : at + 1] == ","
+        if more:
+            at = _space(text, at + 1)
+    return found, _expect("}", text, at)
 
 
 def _are_counts(values: Any, largest: int) -> bool:
@@ -212,7 +251,6 @@ def checked_name(path: Path, name: str) -> None:
 
 def checked_tensor(path: Path, name: str, entry: Any, data_at: int, size: int) -> Tensor:
     """Return the tensor of an entry, or say what is wrong with it."""
-    checked_name(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise bad_file(path, "the entry does not have exactly dtype, shape and data_offsets", layer=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
