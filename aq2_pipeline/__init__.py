@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatchReader
 
     from aq2_pipeline.comparing import ComparedLayer
+    from aq2_pipeline.io.limits import Limits
 
 __all__ = [
     "Aq2Error",
@@ -46,6 +47,7 @@ __all__ = [
     "dequantize",
     "diff",
     "gguf_metadata",
+    "limits",
     "open_reader",
     "policy_scheme",
     "quantization_error",
@@ -57,6 +59,7 @@ __all__ = [
     "scan_onnx",
     "scan_parquet",
     "scan_safetensors",
+    "set_limits",
     "set_threads",
     "sink_compressed_tensors",
     "sink_gguf",
@@ -93,6 +96,64 @@ def set_threads(n: int | None) -> None:
     >>> aq2_pipeline.set_threads(None)
     """
     set_limit(thread_count(n))
+
+
+def limits() -> Limits:
+    """Return what readers of files take at the most: see `set_limits`.
+
+    Returns
+    -------
+    Limits
+        Frozen, with the fields that `set_limits` takes.
+
+    Raises
+    ------
+    InputValueError
+        If an environment variable is no number that its limit may be.
+
+    Examples
+    --------
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.limits().tensors
+    1000000
+    """
+    from aq2_pipeline.io import limits as of_files  # noqa: PLC0415 - files are read where they are asked for
+
+    return of_files.limits()
+
+
+def set_limits(**changes: int) -> None:
+    """Change what readers of files take at the most, in this process; what is not named goes back to its default.
+
+    The default is the environment variable, `AQ2_MAX_HEADER_BYTES` for
+    `header_bytes`, else the number below; variables are read once.
+
+    Parameters
+    ----------
+    **changes : int
+        `header_bytes` (100,000,000), `tensors` (1,000,000), `rank` (8),
+        `name_bytes` (1,024), `key_values` (65,536), `alignment` (1,048,576),
+        `inflation` (100), `inflated_bytes` (67,108,864); what each is of is in
+        `SECURITY.md`. None at all go back to the defaults.
+
+    Raises
+    ------
+    InputTypeError
+        If one is no int.
+    InputValueError
+        If there is no limit of a name, or it may not be so small or large.
+
+    Examples
+    --------
+    >>> import aq2_pipeline
+    >>> aq2_pipeline.set_limits(tensors=10, rank=4)
+    >>> aq2_pipeline.limits().tensors, aq2_pipeline.limits().rank, aq2_pipeline.limits().name_bytes
+    (10, 4, 1024)
+    >>> aq2_pipeline.set_limits()
+    """
+    from aq2_pipeline.io import limits as of_files  # noqa: PLC0415 - files are read where they are asked for
+
+    of_files.set_limits(**changes)
 
 
 def register(con: DuckDBPyConnection) -> None:

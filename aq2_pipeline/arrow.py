@@ -220,7 +220,9 @@ def _place(weights: Weights, child: pa.Array, dtype: str | None) -> None:
     kind, n = child.type, len(child)
     if pt.is_decimal(kind):
         child, kind = child.cast(pa.float64()), pa.float64()
-    held = _elements(child.buffers()[1], kind.to_pandas_dtype(), child.offset, n)
+    # Not kind.to_pandas_dtype(): in pyarrow 23.0.1 it fails where pandas is missing.
+    spelled = np.float32 if pt.is_float32(kind) else np.dtype(f"u{kind.bit_width // 8}")
+    held = _elements(child.buffers()[1], spelled, child.offset, n)
     if pt.is_float32(kind) and held.flags.aligned:
         weights.values = frozen_view(held)
         return

@@ -11,7 +11,15 @@ from support import ggml
 from support.gguf_files import handmade, info, refused
 
 import aq2_pipeline
-from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError, gguf_metadata, register, scan_gguf
+from aq2_pipeline import (
+    FormatError,
+    InputTypeError,
+    InputValueError,
+    SchemeError,
+    gguf_metadata,
+    register,
+    scan_gguf,
+)
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.frames import reader
 from aq2_pipeline.io.gguf import open_gguf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import bad_file, stamp_of
 
 if TYPE_CHECKING:
@@ -13,9 +14,8 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.errors import FormatError
 
-__all__ = ["MAX_HEADER_BYTES", "Cursor"]
+__all__ = ["Cursor"]
 
-MAX_HEADER_BYTES = 100_000_000
 #: Bytes that one read takes at the least.
 _STEP = 1 << 20
 _LENGTH = struct.Struct("<Q")
@@ -35,6 +35,7 @@ class Cursor:
     def __init__(self, file: FileIO, path: Path) -> None:
         self.file, self.path, self.stamp = file, path, stamp_of(file)
         self.size, self.buffer, self.at = self.stamp[0], bytearray(), 0
+        self.most = limits().header_bytes
         file.seek(0)
 
     @property
@@ -54,17 +55,19 @@ class Cursor:
 
     def load(self, end: int) -> None:
         """Read on until the buffer holds the file up to some byte."""
-        if end > MAX_HEADER_BYTES:
-            raise bad_file(self.path, f"the header has {end} bytes or more; at most {MAX_HEADER_BYTES} are read")
+        if end > self.most:
+            reason = f"the header has {end} bytes or more; at most {self.most} are read"
+            raise bad_file(self.path, reason, to_change("header_bytes"))
         while len(self.buffer) < end:
-            more = self.file.read(max(end - len(self.buffer), _STEP))
+            n = len(self.buffer)
+            more = self.file.read(min(max(end - n, _STEP), self.most - n))
             if not more:
                 raise bad_file(self.path, f"the file ends after {len(self.buffer)} bytes, in its header")
             self.buffer += more
 
     def look_ahead(self, n: int) -> None:
-        """Have the next n bytes in the buffer, or all that are left."""
-        self.load(min(self.at + n, self.size))
+        """Have the next n bytes in the buffer, or all that are left of the file or of the limit."""
+        self.load(min(self.at + n, self.size, self.most))
 
     def length(self, what: str) -> int:
         """Return a count of bytes that follow, which are in the file."""
@@ -78,6 +81,8 @@ class Cursor:
         """Return a copy of bytes gone over."""
         return bytes(memoryview(self.buffer)[begin:end])
 
-    def error(self, what: str, fault: str, layer: str | None = None) -> FormatError:
+    def error(
+        self, what: str, fault: str, layer: str | None = None, hint: str = "the file is cut or damaged"
+    ) -> FormatError:
         """Return the error of what is said here."""
-        return bad_file(self.path, f"at byte {self.at}: {what} {fault}", "the file is cut or damaged", layer)
+        return bad_file(self.path, f"at byte {self.at}: {what} {fault}", hint, layer)

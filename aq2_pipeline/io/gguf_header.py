@@ -18,8 +18,9 @@ import numpy as np
 from aq2_pipeline.io.gguf_cursor import Cursor
 from aq2_pipeline.io.gguf_types import ARRAY, GGML_TYPES, REMOVED_TYPES, STRING, VALUE_NAMES, VALUE_TYPES
 from aq2_pipeline.io.gguf_values import KeyValue
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.parts import Tensor
-from aq2_pipeline.io.paths import MAX_NAME_BYTES, Stamp, bad_file
+from aq2_pipeline.io.paths import Stamp, bad_file
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -29,7 +30,6 @@ __all__ = [
     "ALIGNMENT_KEY",
     "DEFAULT_ALIGNMENT",
     "MAGIC",
-    "MAX_ALIGNMENT",
     "MAX_KEY_BYTES",
     "MAX_RANK",
     "VERSIONS",
@@ -43,19 +43,16 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
-MAX_ALIGNMENT = 1 << 20
 #: ggml's GGML_MAX_DIMS.
 MAX_RANK = 4
 #: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: a key has at most 2^16-1 bytes.
 MAX_KEY_BYTES = 2**16 - 1
-MAX_TENSORS = 1_000_000
-MAX_KEY_VALUES = 1 << 16
 
 _LENGTH, _KIND, _COUNTS, _ARRAY_HEAD = (struct.Struct(form) for form in ("<Q", "<I", "<4sIQQ", "<IQ"))
 #: By rank: the axes, the type, and the offset of the data.
 _INFOS = [struct.Struct(f"<{rank}QIQ") for rank in range(MAX_RANK + 1)]
-#: The most bytes of what is said of a tensor: its name, its rank and the rest.
-_MOST_INFO = 8 + MAX_NAME_BYTES + 4 + _INFOS[MAX_RANK].size
+#: The most bytes of what is said of a tensor beside its name: the name's length, the rank and the rest.
+_MOST_INFO = 8 + 4 + _INFOS[MAX_RANK].size
 #: The bytes of the shortest key-value and of the shortest tensor: a key of one byte, an empty name and one axis.
 _LEAST_KEY_VALUE, _LEAST_TENSOR = 8 + 1 + 4 + 1, 8 + 4 + 8 + 4 + 8
 
@@ -122,7 +119,8 @@ def read_header(file: FileIO, path: Path) -> Header:
             raise bad_file(path, f"the key {entry.key[:64]!r} is there twice, as key-values {first} and {k}")
         entries[entry.key] = entry
     alignment = _alignment(path, entries.get(ALIGNMENT_KEY))
-    infos = [_info(cursor, k) for k in range(n_tensors)]
+    most = limits().name_bytes
+    infos = [_info(cursor, k, most) for k in range(n_tensors)]
     _check_unique(path, infos)
     data_at = -(-cursor.at // alignment) * alignment
     tensors = _placed(path, infos, alignment, data_at, cursor.size)
@@ -146,10 +144,13 @@ def _counts(cursor: Cursor) -> tuple[int, int, int]:
     if n_tensors * _LEAST_TENSOR > cursor.left or n_key_values * _LEAST_KEY_VALUE > cursor.left:
         told = f"{n_tensors} tensors and {n_key_values} key-values"
         raise bad_file(path, f"the header claims {told}, {cursor.left} bytes are left", "the file is cut or damaged")
-    if n_tensors > MAX_TENSORS:
-        raise bad_file(path, f"the header names {n_tensors} tensors; at most {MAX_TENSORS} are read")
-    if n_key_values > MAX_KEY_VALUES:
-        raise bad_file(path, f"the header has {n_key_values} key-values; at most {MAX_KEY_VALUES} are read")
+    taken = limits()
+    if n_tensors > taken.tensors:
+        reason = f"the header names {n_tensors} tensors; at most {taken.tensors} are read"
+        raise bad_file(path, reason, to_change("tensors"))
+    if n_key_values > taken.key_values:
+        reason = f"the header has {n_key_values} key-values; at most {taken.key_values} are read"
+        raise bad_file(path, reason, to_change("key_values"))
     return version, n_tensors, n_key_values
 
 
@@ -214,7 +215,7 @@ def _skip_array(cursor: Cursor, what: str) -> None:
 
 def is_alignment(alignment: int) -> bool:
     """Whether data may be aligned so."""
-    return 1 <= alignment <= MAX_ALIGNMENT and not alignment & (alignment - 1)
+    return 1 <= alignment <= limits().alignment and not alignment & (alignment - 1)
 
 
 def _alignment(path: Path, entry: KeyValue | None) -> int:
@@ -224,20 +225,21 @@ def _alignment(path: Path, entry: KeyValue | None) -> int:
         raise bad_file(path, f"{ALIGNMENT_KEY} is of the type {VALUE_TYPES[entry.kind].name}, not u32")
     alignment: int = entry.value
     if not is_alignment(alignment):
-        raise bad_file(path, f"{ALIGNMENT_KEY} is {alignment}, no power of two up to {MAX_ALIGNMENT}")
+        reason = f"{ALIGNMENT_KEY} is {alignment}, no power of two up to {limits().alignment}"
+        raise bad_file(path, reason, to_change("alignment") if alignment and not alignment & (alignment - 1) else None)
     return alignment
 
 
-def _info(cursor: Cursor, k: int) -> _Info:
+def _info(cursor: Cursor, k: int, most: int) -> _Info:
     """Read and check what is said of a tensor, but for where its data is."""
     path, buffer, at = cursor.path, cursor.buffer, cursor.at
-    if at + _MOST_INFO > len(buffer):
-        cursor.look_ahead(_MOST_INFO)
+    if at + _MOST_INFO + most > len(buffer):
+        cursor.look_ahead(_MOST_INFO + most)
     try:
         (n,) = _LENGTH.unpack_from(buffer, at)
-        if n > MAX_NAME_BYTES:
-            what = f"the name of tensor {k}"
-            raise cursor.error(what, f"has {n} bytes; at most {MAX_NAME_BYTES} are read")
+        if n > most:
+            what, fault = f"the name of tensor {k}", f"has {n} bytes; at most {most} are read"
+            raise cursor.error(what, fault, None, to_change("name_bytes"))
         (rank,) = _KIND.unpack_from(buffer, at + 8 + n)
         name = _decoded(cursor, at + 8, n, "the name of a tensor")
         if not 1 <= rank <= MAX_RANK:
@@ -245,6 +247,7 @@ def _info(cursor: Cursor, k: int) -> _Info:
         form = _INFOS[rank]
         *axes, number, offset = form.unpack_from(buffer, at + 12 + n)
     except struct.error:
+        cursor.load(min(at + _MOST_INFO + most, cursor.size))  # the limit is what is in the way, or the file ends
         what = f"tensor {k}"
         raise cursor.error(what, f"takes more than the {cursor.left} bytes that are left") from None
     cursor.at = at + 12 + n + form.size

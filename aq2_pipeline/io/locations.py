@@ -6,7 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from aq2_pipeline.io.paths import MAX_NAME_BYTES, Stamp, bad_file, open_regular, stamp_of
+from aq2_pipeline.io.limits import limits, to_change
+from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,11 +26,11 @@ def check_location(path: Path, location: str, layer: str) -> None:
     FormatError
         Naming the tensor and the location; no file is touched.
     """
-    reason = None
+    reason, hint, most = None, "external data is beside the model", limits().name_bytes
     if not location or "\0" in location:
         reason = "is no path"
-    elif len(os.fsencode(location)) > MAX_NAME_BYTES:
-        location, reason = location[:64] + "...", f"has more than {MAX_NAME_BYTES} bytes"
+    elif len(os.fsencode(location)) > most:
+        location, reason, hint = location[:64] + "...", f"has more than {most} bytes", to_change("name_bytes")
     elif _SCHEME.match(location):
         reason = "is a URL, or has a drive"
     elif location[0] in "/\\":
@@ -37,7 +38,7 @@ def check_location(path: Path, location: str, layer: str) -> None:
     elif ".." in re.split(r"[/\\]", location):
         reason = "leads out of the model's folder"
     if reason:
-        raise bad_file(path, f"the location {location!r} {reason}", "external data is beside the model", layer)
+        raise bad_file(path, f"the location {location!r} {reason}", hint, layer)
 
 
 def file_at(path: Path, location: str, layer: str) -> Path:

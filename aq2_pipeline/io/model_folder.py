@@ -14,6 +14,7 @@ from aq2_pipeline.codecs import IDENTITY
 from aq2_pipeline.errors import FormatError, InputTypeError, InputValueError, SchemeError
 from aq2_pipeline.io.dtypes import DTYPE_BITS, decoded, is_float, numpy_dtype
 from aq2_pipeline.io.integer_codes import SCALE_DTYPES
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import bad_file, open_regular
 from aq2_pipeline.io.safetensors_header import read_header
 from aq2_pipeline.io.safetensors_sink import FLOATS, float_bytes, plain_piece, plain_spec
@@ -39,7 +40,6 @@ __all__ = ["FLOAT_BYTES", "FolderSink", "Held", "Matrix", "config_of", "matrix_o
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 #: What is copied of a model's folder: tokenizers, generation settings, templates, code; no weights, no pickles.
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
-_MOST_CONFIG_BYTES = 100_000_000
 _RANK = 2
 #: What embeddings are called that do not say so.
 _TABLES = ("wte", "wpe")
@@ -291,12 +291,12 @@ def _read_config(source: str | os.PathLike[str] | None) -> tuple[dict[str, Any],
         return {}, []
     path = Path(source).expanduser()
     folder = path if path.is_dir() else None
-    path = path / _CONFIG if folder else path
+    path, most = path / _CONFIG if folder else path, limits().header_bytes
     with open_regular(path) as file:
-        text = file.read(_MOST_CONFIG_BYTES + 1)
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise bad_file(path, f"the file has more than {most} bytes", to_change("header_bytes"))
     try:
-        if len(text) > _MOST_CONFIG_BYTES:
-            raise ValueError  # noqa: TRY301 - too large to be one
         config = json.loads(text)
     except (ValueError, RecursionError):
         config = None

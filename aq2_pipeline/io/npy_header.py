@@ -10,12 +10,13 @@ import math
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from aq2_pipeline.io.limits import OverLimitError, limits
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Header", "read_npy"]
 
-MAX_RANK = 8
 MAX_AXIS = 2**63 - 1
 #: As NumPy.
 MAX_HEADER_BYTES = 10_000
@@ -93,7 +94,11 @@ def read_npy(first: Callable[[int], bytes]) -> Header:
     if len(text) < at + n:
         msg = f"the member ends after {len(text)} bytes, in its header"
         raise ValueError(msg)
-    return _parsed(text[at : at + n], encoding, at + n)
+    header, most = _parsed(text[at : at + n], encoding, at + n), limits().rank
+    if len(header.shape) > most:
+        msg = f"the shape has {len(header.shape)} axes; at most {most} are read"
+        raise OverLimitError(msg, "rank")
+    return header
 
 
 @functools.lru_cache(maxsize=256)  # models have many arrays of few shapes
@@ -114,8 +119,8 @@ def _parsed(header: bytes, encoding: str, n_bytes: int) -> Header:
         msg = f"the header is not that of an .npy array: {text[:80]!r}"
         raise ValueError(msg)
     shape = tuple(int(axis) for axis in re.findall(r"\d+", axes))
-    if len(shape) > MAX_RANK or max(shape, default=0) > MAX_AXIS:
-        msg = f"the shape is not one of at most {MAX_RANK} axes in 0..2^63-1"
+    if max(shape, default=0) > MAX_AXIS:
+        msg = "the shape is not one of axes in 0..2^63-1"
         raise ValueError(msg)
     # With one axis that is longer than 1, or with no element, both orders are the same.
     fortran = order == "True" and sum(axis > 1 for axis in shape) > 1 and math.prod(shape) > 0

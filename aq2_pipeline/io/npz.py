@@ -11,9 +11,10 @@ from aq2_pipeline.errors import FormatError
 from aq2_pipeline.io.dtypes import decoded, numpy_dtype
 from aq2_pipeline.io.frames import lazy_frame
 from aq2_pipeline.io.inflating import Inflated, first_bytes
+from aq2_pipeline.io.limits import OverLimitError, limits
 from aq2_pipeline.io.npy_header import Header, read_npy
 from aq2_pipeline.io.parts import Tensor
-from aq2_pipeline.io.paths import MAX_NAME_BYTES, bad_file, open_regular, source_path, stamp_of
+from aq2_pipeline.io.paths import bad_file, open_regular, source_path, stamp_of
 from aq2_pipeline.io.source import READ_BYTES, Opened, Source
 from aq2_pipeline.io.zip_members import DEFLATED, Member, list_members
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NpzSource", "open_npz", "scan_npz"]
 
-#: The most bytes for one compressed byte, but for small arrays: weights compress to half, masks and zeros to 1:1000.
-MAX_RATIO = 100
-SMALL_BYTES = 1 << 26
 #: Bytes between two runs of a column that are read rather than jumped over: a read takes as long as so many.
 _NEAR = 1 << 14
 
@@ -227,7 +225,8 @@ def open_npz(source: Any) -> Source:
             try:
                 name, header = _name_of(member), _header(file, member, start)
             except ValueError as error:
-                raise bad_file(path, str(error), None, member.name) from None
+                hint = error.hint if isinstance(error, OverLimitError) else None
+                raise bad_file(path, str(error), hint, member.name) from None
             if name in tensors:
                 raise bad_file(path, "a second member has the name", layer=name)
             at = header.n_bytes + (0 if member.method == DEFLATED else member.begin)
@@ -242,9 +241,10 @@ def _name_of(member: Member) -> str:
     if name == member.name:
         msg = "the member is no .npy array"
         raise ValueError(msg)
-    if len(name.encode()) > MAX_NAME_BYTES:
-        msg = f"the name has {len(name.encode())} bytes; at most {MAX_NAME_BYTES} are read"
-        raise ValueError(msg)
+    most = limits().name_bytes
+    if len(name.encode()) > most:
+        msg = f"the name has {len(name.encode())} bytes; at most {most} are read"
+        raise OverLimitError(msg, "name_bytes")
     return name
 
 
@@ -265,8 +265,8 @@ def _header(file: FileIO, member: Member, start: bytes) -> Header:
         shape = list(header.shape)
         msg = f"the shape {shape} of {header.dtype} takes {n_bytes} bytes with its header, the member has {member.size}"
         raise ValueError(msg)
-    if member.size > max(SMALL_BYTES, MAX_RATIO * (member.end - member.begin)):
-        n = member.end - member.begin
-        msg = f"{n} compressed bytes claim to be {member.size}; at most {MAX_RATIO} times as many are read"
-        raise ValueError(msg)
+    taken, n = limits(), member.end - member.begin
+    if member.size > max(taken.inflated_bytes, taken.inflation * n):
+        msg = f"{n} compressed bytes claim to be {member.size}; at most {taken.inflation} times as many are read"
+        raise OverLimitError(msg, "inflation")
     return header

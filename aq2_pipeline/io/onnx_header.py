@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.locations import check_location, file_at, stamp_at
-from aq2_pipeline.io.onnx_tensor import MAX_RANK, Aside, checked_shape, dims_of, pair_of, tensor_of
+from aq2_pipeline.io.onnx_tensor import Aside, checked_shape, dims_of, pair_of, tensor_of
 from aq2_pipeline.io.parts import Tensor
 from aq2_pipeline.io.paths import Stamp, bad_file, stamp_of
 from aq2_pipeline.io.protobuf import BYTES, Wire
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.varints import Packed
 
 __all__ = ["Model", "read_model"]
-
-MAX_TENSORS = 1_000_000
-MAX_METADATA_BYTES = 100_000_000
 
 _GRAPH, _METADATA = 7, 14
 _INITIALIZER, _SPARSE_INITIALIZER = 5, 15
@@ -75,7 +73,7 @@ def read_model(file: FileIO, path: Path) -> Model:
     wire = Wire(file, path, stamp[0])
     graph, metadata = _parts(wire)
     tensors: dict[str, Tensor] = {}
-    aside = Aside({}, {})
+    aside, most = Aside({}, {}), limits().tensors
     for number, kind, begin, end in wire.fields(*graph):
         if number not in (_INITIALIZER, _SPARSE_INITIALIZER):
             continue
@@ -86,8 +84,8 @@ def read_model(file: FileIO, path: Path) -> Model:
         if tensor.name in tensors:
             raise wire.error(begin, "a second initializer has the name").at(layer=tensor.name)
         tensors[tensor.name] = tensor
-        if len(tensors) > MAX_TENSORS:
-            raise bad_file(path, f"the graph has more than {MAX_TENSORS} initializers")
+        if len(tensors) > most:
+            raise bad_file(path, f"the graph has more than {most} initializers", to_change("tensors"))
     files, stamps = _place_external(path, stamp, tensors, aside)
     return Model(tuple(tensors.values()), aside.packed, metadata, files, stamps)
 
@@ -96,7 +94,7 @@ def _parts(wire: Wire) -> tuple[tuple[int, int], dict[str, str]]:
     """Return where the graph is, and the metadata."""
     if not wire.size:
         raise bad_file(wire.path, "the file is empty")
-    graph, metadata, n_bytes = None, {}, 0
+    graph, metadata, n_bytes, most = None, {}, 0, limits().header_bytes
     for number, kind, begin, end in wire.fields(0, wire.size):
         if number == _GRAPH:
             if kind != BYTES or graph:
@@ -104,9 +102,11 @@ def _parts(wire: Wire) -> tuple[tuple[int, int], dict[str, str]]:
             graph = begin, end
         elif number == _METADATA:
             n_bytes += end - begin
-            if kind != BYTES or n_bytes > MAX_METADATA_BYTES:
-                raise wire.error(begin, f"the metadata is no message, or has more than {MAX_METADATA_BYTES} bytes")
-            key, value = pair_of(wire, begin, end, MAX_METADATA_BYTES)
+            if kind != BYTES:
+                raise wire.error(begin, "the metadata is no message")
+            if n_bytes > most:
+                raise wire.error(begin, f"the metadata has more than {most} bytes", to_change("header_bytes"))
+            key, value = pair_of(wire, begin, end, most)
             if key in metadata:
                 raise wire.error(begin, f"the metadata has the key {key[:64]!r} twice")
             metadata[key] = value
@@ -125,7 +125,7 @@ def _sparse(wire: Wire, begin: int, end: int, _: Aside) -> Tensor:
                 raise wire.error(a, "the values of a sparse initializer are there twice, or no message")
             values = a, b
         elif number == _SPARSE_DIMS:
-            shape = (shape + dims_of(wire, (number, kind, a, b)))[: MAX_RANK + 1]
+            shape = (shape + dims_of(wire, (number, kind, a, b)))[: limits().rank + 1]
     if values is None:
         raise wire.error(begin, "a sparse initializer has no values")
     tensor = tensor_of(wire, *values, Aside({}, {}))

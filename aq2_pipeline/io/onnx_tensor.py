@@ -6,22 +6,21 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from aq2_pipeline.errors import FormatError
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.parts import Tensor
-from aq2_pipeline.io.paths import MAX_NAME_BYTES
 from aq2_pipeline.io.protobuf import BYTES, VARINT
 from aq2_pipeline.io.varints import Packed
 
 if TYPE_CHECKING:
     from aq2_pipeline.io.protobuf import Field, Wire
 
-__all__ = ["INTEGERS", "MAX_RANK", "Aside", "checked_shape", "dims_of", "pair_of", "tensor_of"]
+__all__ = ["INTEGERS", "Aside", "checked_shape", "dims_of", "pair_of", "tensor_of"]
 
-MAX_RANK = 8
 MAX_AXIS = 2**63 - 1
 _MAX_ENTRIES = 64
 _MAX_ENTRY_BYTES = 4096
 _MAX_DIGITS = 20
-_MAX_DIMS_BYTES = 10 * MAX_RANK
+_MAX_DIM_BYTES = 10
 
 _DIMS, _DATA_TYPE, _SEGMENT, _STRINGS, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 3, 6, 8, 9, 13, 14
 #: The field, its wire type and what it is called, of what is there once; packed fields are so written since ONNX 1.0.
@@ -130,7 +129,7 @@ class _Fields:
 
     def _add(self, wire: Wire, field: Field, begin: int) -> None:
         number, kind, a, b = field
-        if number == _DIMS and len(self.dims) <= MAX_RANK:
+        if number == _DIMS and len(self.dims) <= limits().rank:
             self.dims += dims_of(wire, field)
         elif kind != BYTES and number != _DIMS:
             raise wire.error(begin, f"the field {number} of an initializer is of the wire type {kind}")
@@ -152,7 +151,7 @@ def tensor_of(wire: Wire, begin: int, end: int, aside: Aside) -> Tensor:
     """
     fields = _Fields(wire, begin, end)
     once = fields.once
-    name = wire.text(*once.get(_NAME, (0, 0)), MAX_NAME_BYTES, "a tensor's name")
+    name = wire.text(*once.get(_NAME, (0, 0)), limits().name_bytes, "a tensor's name", to_change("name_bytes"))
     try:
         shape = checked_shape(wire, fields.dims, begin)
         number, location = once.get(_DATA_TYPE, (0, 0))[0], once.get(_LOCATION, (0, 0))[0]
@@ -171,13 +170,16 @@ def dims_of(wire: Wire, field: Field) -> list[int]:
     _, kind, a, b = field
     if kind not in (VARINT, BYTES):
         raise wire.error(a, f"a shape is of the wire type {kind}")
-    return [a] if kind == VARINT else wire.varints(a, b, _MAX_DIMS_BYTES, "a shape")
+    return [a] if kind == VARINT else wire.varints(a, b, _MAX_DIM_BYTES * limits().rank, "a shape")
 
 
 def checked_shape(wire: Wire, dims: list[int], at: int) -> tuple[int, ...]:
     """Return a shape of numbers as they were written: negative ones are the largest."""
-    if len(dims) > MAX_RANK or max(dims, default=0) > MAX_AXIS:
-        raise wire.error(at, f"the shape is not one of at most {MAX_RANK} axes in 0..2^63-1")
+    if max(dims, default=0) > MAX_AXIS:
+        raise wire.error(at, "the shape is not one of axes in 0..2^63-1")
+    most = limits().rank
+    if len(dims) > most:
+        raise wire.error(at, f"the shape has more than {most} axes", to_change("rank"))
     return tuple(dims)
 
 

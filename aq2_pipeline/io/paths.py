@@ -12,10 +12,10 @@ from aq2_pipeline.errors import FormatError, InputTypeError
 if TYPE_CHECKING:
     from io import FileIO
 
-__all__ = ["MAX_NAME_BYTES", "Stamp", "bad_file", "open_regular", "source_path", "stamp_of"]
+__all__ = ["Stamp", "bad_file", "open_regular", "source_path", "stamp_of"]
 
-#: The most bytes of a layer's name, in every format.
-MAX_NAME_BYTES = 1024
+#: The most characters of a layer's name that an error repeats.
+_MOST_SHOWN = 1024
 
 _LONGEST_REASON = 2000
 
@@ -33,7 +33,7 @@ def bad_file(path: Path, reason: str, hint: str | None = None, layer: str | None
     """
     error = FormatError(f"{str(path)!r}: {_printable(reason)}", hint)
     if layer is not None:
-        error.at(layer=layer if len(layer) <= MAX_NAME_BYTES else layer[:64] + "...")
+        error.at(layer=layer if len(layer) <= _MOST_SHOWN else layer[:64] + "...")
     return error
 
 

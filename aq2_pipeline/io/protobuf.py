@@ -102,10 +102,10 @@ class Wire:
             text += more
         return text
 
-    def text(self, begin: int, end: int, limit: int, what: str) -> str:
-        """Return UTF-8 of at most so many bytes."""
+    def text(self, begin: int, end: int, limit: int, what: str, *hint: str) -> str:
+        """Return UTF-8 of at most so many bytes; the hint is that of more."""
         if end - begin > limit:
-            raise self.error(begin, f"{what} has {end - begin} bytes; at most {limit} are read")
+            raise self.error(begin, f"{what} has {end - begin} bytes; at most {limit} are read", *hint)
         try:
             return self.read(begin, end).decode()
         except UnicodeDecodeError:
@@ -125,9 +125,9 @@ class Wire:
             raise self.error(end, f"{what} ends in the middle of a number")
         return values
 
-    def error(self, at: int, reason: str) -> FormatError:
+    def error(self, at: int, reason: str, hint: str = "the file is cut, or no ONNX model") -> FormatError:
         """Return the error of a place."""
-        return bad_file(self.path, f"at byte {at}: {reason}", "the file is cut, or no ONNX model")
+        return bad_file(self.path, f"at byte {at}: {reason}", hint)
 
     def _move(self, at: int) -> None:
         """Put the window at a place; what is behind the end of the file is zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -9,29 +10,37 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aq2_pipeline.errors import FormatError
 from aq2_pipeline.io.dtypes import DTYPE_BITS
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.parts import Tensor
-from aq2_pipeline.io.paths import MAX_NAME_BYTES, bad_file
+from aq2_pipeline.io.paths import bad_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["MAX_RANK", "MAX_TENSORS", "parse_entries", "strict_json"]
+__all__ = ["parse_entries", "strict_json"]
 
-MAX_TENSORS = 1_000_000
-MAX_RANK = 8
 MAX_AXIS = 2**63 - 1
 
 _METADATA = "__metadata__"
 #: The shapes that `_plain_entries` remembers.
 _MOST_KEPT = 1 << 12
+#: Characters of a tensor's JSON: 64 axes and two offsets of 20 digits, a dtype, three keys, and much white space.
+_MOST_ENTRY = 1 << 14
+#: An error so near the end of what is parsed is of something that is cut there.
+_MOST_TOKEN = 64
 _COUNT = "(?:0|[1-9][0-9]{0,18})"
-#: An entry as the format's own library writes it, or `json.dumps`, with another one behind it.
-_PLAIN_ENTRY = re.compile(
-    rf'"([^"\\\x00-\x1f]{{0,{MAX_NAME_BYTES // 4}}})": ?'
-    rf'\{{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[((?:{_COUNT}(?:, ?{_COUNT}){{0,{MAX_RANK - 1}}})?)\], ?'
-    rf'"data_offsets": ?\[({_COUNT}), ?({_COUNT})\]\}}, ?(?=")'
-).match
 _SPACE = re.compile(r"[ \t\n\r]*").match
+
+
+@functools.cache
+def _plain_entry(rank: int, name_bytes: int) -> Callable[[str, int], re.Match[str] | None]:
+    """Return what matches an entry as the format's own library or `json.dumps` writes it, with another behind it."""
+    return re.compile(
+        rf'"([^"\\\x00-\x1f]{{0,{name_bytes // 4}}})": ?'
+        rf'\{{"dtype": ?"([A-Z0-9_]+)", ?"shape": ?\[((?:{_COUNT}(?:, ?{_COUNT}){{0,{rank - 1}}})?)\], ?'
+        rf'"data_offsets": ?\[({_COUNT}), ?({_COUNT})\]\}}, ?(?=")'
+    ).match
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,19 +104,22 @@ def parse_entries(text: str, path: Path, data_at: int, size: int) -> tuple[list[
 def _parsed(text: str, path: Path, data_at: int, size: int) -> tuple[list[Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] | None = None
+    most = limits().tensors
     at = _space(text, 1)
     more = text[at : at + 1] != "}"
     while more:
         at = _plain_entries(text, at, data_at, size, tensors)
-        name, entry, at = _member(text, at)
+        name, at = _key(text, at)
         if name in tensors or (name == _METADATA and metadata is not None):
             _twice(name)
         if name == _METADATA:
-            metadata = _metadata(entry, path)
+            metadata, at = _metadata(text, at, path)
         else:
+            checked_name(path, name)
+            entry, at = _entry(text, at, path, name)
             tensors[name] = checked_tensor(path, name, entry, data_at, size)
-        if len(tensors) > MAX_TENSORS:
-            raise bad_file(path, f"the header names more than {MAX_TENSORS} tensors")
+        if len(tensors) > most:
+            raise bad_file(path, f"the header names more than {most} tensors", to_change("tensors"))
         at = _space(text, at)
         more = text[at : at + 1] == ","
         if more:
@@ -126,12 +138,14 @@ def _plain_entries(text: str, at: int, data_at: int, size: int, tensors: dict[st
     """
     kept: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
     room, new, before, behind = size - data_at, tuple.__new__, 0, data_at
-    while match := _PLAIN_ENTRY(text, at):
+    taken = limits()
+    plain, most = _plain_entry(taken.rank, taken.name_bytes), taken.tensors
+    while match := plain(text, at):
         name, dtype, axes, first, last = match.groups()
         begin, end = int(first), int(last)
         shape, n_bits = kept.get((dtype, axes)) or _kept_shape(kept, dtype, axes)
         wrong = n_bits != 8 * (end - begin) or end > room
-        if wrong or name in tensors or name == _METADATA or len(tensors) == MAX_TENSORS:
+        if wrong or name in tensors or name == _METADATA or len(tensors) >= most:
             break
         if begin != before:  # else its first byte is the number that is kept as the last one's end
             behind = data_at + begin
@@ -165,13 +179,26 @@ def _expect(mark: str, text: str, at: int) -> int:
     return at + 1
 
 
-def _member(text: str, at: int) -> tuple[str, Any, int]:
-    """Return a key, its value, and where the text goes on."""
+def _key(text: str, at: int) -> tuple[str, int]:
+    """Return a key, and where its value begins."""
     _expect('"', text, at)
     name, at = _DECODER.raw_decode(text, at)
-    at = _expect(":", text, _space(text, at))
-    entry, at = _DECODER.raw_decode(text, _space(text, at))
-    return name, entry, at
+    return name, _space(text, _expect(":", text, _space(text, at)))
+
+
+def _entry(text: str, at: int, path: Path, name: str) -> tuple[Any, int]:
+    """Return the JSON of a tensor, and where the text goes on.
+
+    Only so much is parsed as a tensor can take: 100 MB of empty lists would be 2.5 GB of them.
+    """
+    try:
+        entry, n = _DECODER.raw_decode(text[at : at + _MOST_ENTRY])
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= _MOST_ENTRY - _MOST_TOKEN or error.msg.startswith("Unterminated")
+        if is_cut and at + _MOST_ENTRY < len(text):
+            raise bad_file(path, f"the entry has more than {_MOST_ENTRY} characters", layer=name) from None
+        raise json.JSONDecodeError(error.msg, text, at + error.pos) from None
+    return entry, at + n
 
 
 def _fits(shape: tuple[int, ...] | list[int]) -> bool:
@@ -179,10 +206,30 @@ def _fits(shape: tuple[int, ...] | list[int]) -> bool:
     return math.prod(axis or 1 for axis in shape) <= MAX_AXIS
 
 
-def _metadata(entry: Any, path: Path) -> dict[str, str]:
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+def _metadata(text: str, at: int, path: Path) -> tuple[dict[str, str], int]:
+    """Return the metadata, a string at a time, and where the text goes on."""
+    found: dict[str, str] = {}
+    most = limits().key_values
+    more = text[at : at + 1] == "{"
+    if not more:
         raise bad_file(path, "__metadata__ is not an object of strings")
-    return entry
+    at = _space(text, at + 1)
+    more = text[at : at + 1] != "}"
+    while more:
+        key, at = _key(text, at)
+        if text[at : at + 1] != '"':
+            raise bad_file(path, "__metadata__ is not an object of strings")
+        value, at = _DECODER.raw_decode(text, at)
+        if key in found:
+            _twice(key)
+        found[key] = value
+        if len(found) > most:
+            raise bad_file(path, f"__metadata__ has more than {most} entries", to_change("key_values"))
+        at = _space(text, at)
+        more = text[at : at + 1] == ","
+        if more:
+            at = _space(text, at + 1)
+    return found, _expect("}", text, at)
 
 
 def _are_counts(values: Any, largest: int) -> bool:
@@ -196,20 +243,24 @@ def checked_name(path: Path, name: str) -> None:
         n_name = len(name.encode())
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
         raise bad_file(path, f"the tensor's name {name[:64]!r} is not Unicode") from None
-    if n_name > MAX_NAME_BYTES:
-        raise bad_file(path, f"a tensor's name has {n_name} bytes; at most {MAX_NAME_BYTES} are read", layer=name)
+    most = limits().name_bytes
+    if n_name > most:
+        reason = f"a tensor's name has {n_name} bytes; at most {most} are read"
+        raise bad_file(path, reason, to_change("name_bytes"), name)
 
 
 def checked_tensor(path: Path, name: str, entry: Any, data_at: int, size: int) -> Tensor:
     """Return the tensor of an entry, or say what is wrong with it."""
-    checked_name(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise bad_file(path, "the entry does not have exactly dtype, shape and data_offsets", layer=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise bad_file(path, f"the dtype {str(dtype)[:64]!r} is unknown", f"one of {', '.join(DTYPE_BITS)}", name)
-    if not _are_counts(shape, MAX_AXIS) or len(shape) > MAX_RANK:
-        raise bad_file(path, f"the shape is not a list of at most {MAX_RANK} axes in 0..2^63-1", layer=name)
+    if not _are_counts(shape, MAX_AXIS):
+        raise bad_file(path, "the shape is not a list of axes in 0..2^63-1", layer=name)
+    most = limits().rank
+    if len(shape) > most:
+        raise bad_file(path, f"the shape has {len(shape)} axes; at most {most} are read", to_change("rank"), name)
     if not _fits(shape):
         raise bad_file(path, f"the shape {shape} has more than 2^63-1 elements", layer=name)
     if not _are_counts(offsets, size - data_at) or len(offsets) != 2:  # noqa: PLR2004 - begin and end

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import Stamp, bad_file, stamp_of
 from aq2_pipeline.io.safetensors_entries import parse_entries
 
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.errors import FormatError
     from aq2_pipeline.io.parts import Tensor
 
-__all__ = ["MAX_HEADER_BYTES", "Header", "read_header"]
-
-MAX_HEADER_BYTES = 100_000_000
+__all__ = ["Header", "read_header"]
 
 _ZIP_MAGIC, _GGUF_MAGIC = b"PK\x03\x04", b"GGUF"
 
@@ -74,8 +73,10 @@ def read_header(file: FileIO, path: Path) -> Header:
     n_header = int.from_bytes(start[:8], "little")
     if n_header > size - 8 or start[8:] != b"{":
         raise _not_safetensors(path, start, n_header, size)
-    if n_header > MAX_HEADER_BYTES:
-        raise bad_file(path, f"the header claims {n_header} bytes; at most {MAX_HEADER_BYTES} are read")
+    most = limits().header_bytes
+    if n_header > most:
+        reason = f"the header claims {n_header} bytes; at most {most} are read"
+        raise bad_file(path, reason, to_change("header_bytes"))
     data_at = 8 + n_header
     tensors, metadata = parse_entries(_text(file, path, n_header), path, data_at, size)
     if any(before.end != after.begin for before, after in pairwise(tensors)):

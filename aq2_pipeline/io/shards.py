@@ -6,10 +6,10 @@ import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aq2_pipeline.errors import InputValueError
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.parts import Tensor
 from aq2_pipeline.io.paths import bad_file, open_regular, source_path
-from aq2_pipeline.io.safetensors_entries import MAX_TENSORS, strict_json
-from aq2_pipeline.io.safetensors_header import MAX_HEADER_BYTES
+from aq2_pipeline.io.safetensors_entries import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,10 +118,11 @@ def _distinct(files: tuple[Path, ...]) -> tuple[Path, ...]:
 
 def _indexed(given: Path, path: Path) -> Shards:
     """Read an index and check it, before any shard is opened."""
+    taken = limits()
     with open_regular(path) as file:
-        content = file.read(MAX_HEADER_BYTES + 1) or b""
-    if len(content) > MAX_HEADER_BYTES:
-        raise bad_file(path, f"the index has more than {MAX_HEADER_BYTES} bytes")
+        content = file.read(taken.header_bytes + 1) or b""
+    if len(content) > taken.header_bytes:
+        raise bad_file(path, f"the index has more than {taken.header_bytes} bytes", to_change("header_bytes"))
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -130,8 +131,9 @@ def _indexed(given: Path, path: Path) -> Shards:
     entries = told.get("weight_map") if isinstance(told, dict) else None
     if not isinstance(entries, dict) or not entries:
         raise bad_file(path, "the index has no object 'weight_map' of names and files", "is it another model's?")
-    if len(entries) > MAX_TENSORS:
-        raise bad_file(path, f"the index names {len(entries)} tensors; at most {MAX_TENSORS} are read")
+    if len(entries) > taken.tensors:
+        reason = f"the index names {len(entries)} tensors; at most {taken.tensors} are read"
+        raise bad_file(path, reason, to_change("tensors"))
     metadata = told.get("metadata", {})
     total_size = metadata.get("total_size") if isinstance(metadata, dict) else ""
     if isinstance(total_size, bool) or not isinstance(total_size, int | float | None):
@@ -196,6 +198,7 @@ def joined(shards: Shards, headers: Sequence[Header]) -> tuple[tuple[Tensor, ...
         return headers[0].tensors, headers[0].metadata
     found: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
+    most = limits().tensors
     for number, header in enumerate(headers):
         for tensor in header.tensors:
             if tensor.name in found:
@@ -203,8 +206,8 @@ def joined(shards: Shards, headers: Sequence[Header]) -> tuple[tuple[Tensor, ...
                 raise bad_file(shards.files[number], f"the tensor is in {other!r} too", layer=tensor.name)
             found[tensor.name] = Tensor(*tensor[:5], number)
         metadata = {**header.metadata, **metadata}
-        if len(found) > MAX_TENSORS:
-            raise bad_file(shards.path, f"the files hold more than {MAX_TENSORS} tensors")
+        if len(found) > most:
+            raise bad_file(shards.path, f"the files hold more than {most} tensors", to_change("tensors"))
     if shards.told:
         _check_index(shards, shards.told, found)
     return tuple(found.values()), metadata

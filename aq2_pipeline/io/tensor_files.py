@@ -6,8 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline.errors import FormatError
-from aq2_pipeline.io.paths import MAX_NAME_BYTES
-from aq2_pipeline.io.safetensors_header import MAX_HEADER_BYTES
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.staging import OutFile
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARD_BYTES", "index_of", "one_file", "shards"]
 
+#: What the format's own library reads at the most: https://github.com/huggingface/safetensors#format
+_MOST_HEADER_BYTES = 100_000_000
 #: The bytes of a shard at the most, unless one tensor has more; what Hugging Face's tools take.
 SHARD_BYTES = 5 * 10**9
 
@@ -30,10 +31,11 @@ def one_file(specs: Sequence[Spec], metadata: Mapping[str, str] | None = None, n
         If a name cannot be written.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    most = limits().name_bytes
     at = 0
     for spec in specs:
-        if spec.name in entries or spec.name == "__metadata__" or len(spec.name.encode()) > MAX_NAME_BYTES:
-            hint = f"names are unique, not '__metadata__', and have at most {MAX_NAME_BYTES} bytes"
+        if spec.name in entries or spec.name == "__metadata__" or len(spec.name.encode()) > most:
+            hint = f"names are unique, not '__metadata__', and have at most {most} bytes"
             msg = "safetensors: the name cannot be written"
             raise FormatError(msg, hint).at(layer=spec.name[:64])
         entries[spec.name] = {
@@ -44,9 +46,10 @@ def one_file(specs: Sequence[Spec], metadata: Mapping[str, str] | None = None, n
         at += spec.n_bytes
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
-    if len(text) > MAX_HEADER_BYTES:
-        msg = f"safetensors: the header would have {len(text)} bytes; readers take {MAX_HEADER_BYTES}"
-        raise FormatError(msg)
+    ours = limits().header_bytes
+    if len(text) > min(ours, _MOST_HEADER_BYTES):
+        msg = f"safetensors: the header would have {len(text)} bytes; readers take {min(ours, _MOST_HEADER_BYTES)}"
+        raise FormatError(msg, to_change("header_bytes") if ours < _MOST_HEADER_BYTES else None)
     head = len(text).to_bytes(8, "little") + text
     entries.pop("__metadata__", None)
     places = {tensor: len(head) + entry["data_offsets"][0] for tensor, entry in entries.items()}

@@ -11,6 +11,7 @@ from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import bad_file
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFLATED", "STORED", "Member", "list_members"]
 
 STORED, DEFLATED = 0, 8
-MAX_DIRECTORY_BYTES = 100_000_000
-MAX_MEMBERS = 1_000_000
 #: Bytes of a member's data that are read with its header.
 AHEAD = 256
 
@@ -117,9 +116,11 @@ def _directory(file: FileIO, path: Path, size: int) -> tuple[int, int, int]:
         disk, first_disk, here, count, n_bytes, begin, end = _end_64(file, end) or told
     if disk or first_disk or here != count:
         raise bad_file(path, "zip archives of several parts are not read")
-    if n_bytes > MAX_DIRECTORY_BYTES or count > MAX_MEMBERS:
+    taken = limits()
+    if n_bytes > taken.header_bytes or count > taken.tensors:
         reason = f"the directory claims {count} members in {n_bytes} bytes"
-        raise bad_file(path, f"{reason}; at most {MAX_MEMBERS} in {MAX_DIRECTORY_BYTES} are read")
+        reason = f"{reason}; at most {taken.tensors} in {taken.header_bytes} are read"
+        raise bad_file(path, reason, to_change("tensors" if count > taken.tensors else "header_bytes"))
     if begin + n_bytes != end or count * _ENTRY.size > n_bytes:
         reason = f"the directory claims {count} members in the bytes {begin} to {begin + n_bytes}; it ends at {end}"
         raise bad_file(path, reason, "the file is cut, or has something before or behind the archive")

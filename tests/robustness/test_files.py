@@ -15,8 +15,7 @@ from corpus.make import ENTRIES, FILES, FOLDER, A, B, index, one, safetensors, t
 from robustness.harness import in_child
 from safetensors import SafetensorError, safe_open
 
-from aq2_pipeline import FormatError, InputTypeError, InputValueError, scan_safetensors
-from aq2_pipeline.io import shards as sharding
+from aq2_pipeline import FormatError, InputTypeError, InputValueError, scan_safetensors, set_limits
 from aq2_pipeline.io import source as scanning
 
 FLOAT = ("F32", [1], bytes(4))
@@ -197,10 +196,10 @@ print(peak() - before, time.process_time() - start, len(names), names[-1])
     assert float(seconds) < most_seconds
 
 
-def test_case_68_one_tensor_too_many(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("default_limits")
+def test_case_68_one_tensor_too_many(tmp_path):
     """More tensors than the limit are refused, however they are spelled, and in several files too."""
-    monkeypatch.setattr("aq2_pipeline.io.safetensors_entries.MAX_TENSORS", 9)
-    monkeypatch.setattr(sharding, "MAX_TENSORS", 11)
+    set_limits(tensors=9)
     refused(many(tmp_path / "10.safetensors", 10), "more than 9 tensors")
     (tmp_path / "spaced.safetensors").write_bytes(
         safetensors(
@@ -209,7 +208,7 @@ def test_case_68_one_tensor_too_many(tmp_path, monkeypatch):
     )
     refused(tmp_path / "spaced.safetensors", "more than 9 tensors")
     (tmp_path / "few.safetensors").write_bytes(safetensors(dict.fromkeys("abc", FLOAT)))
-    refused([many(tmp_path / "9.safetensors", 9), tmp_path / "few.safetensors"], "more than 11 tensors")
+    refused([many(tmp_path / "9.safetensors", 9), tmp_path / "few.safetensors"], "more than 9 tensors")
 
 
 def test_case_68_misaligned_tensors_are_copied():
@@ -318,11 +317,12 @@ def test_case_69_index_contradicts_its_shards(model):
     refused(model, "total_size is 28, the tensors have 24 bytes")
 
 
-def test_case_69_limits_of_an_index(model, monkeypatch):
+@pytest.mark.usefixtures("default_limits")
+def test_case_69_limits_of_an_index(model):
     """An index of more bytes or tensors than the limits is refused; a FIFO is not waited for."""
-    monkeypatch.setattr(sharding, "MAX_TENSORS", 2)
+    set_limits(tensors=2)
     refused(model, "names 3 tensors; at most 2")
-    monkeypatch.setattr(sharding, "MAX_HEADER_BYTES", 20)
+    set_limits(header_bytes=20)
     refused(model, "more than 20 bytes")
     (model / "model.safetensors.index.json").unlink()
     os.mkfifo(model / "model.safetensors.index.json")
