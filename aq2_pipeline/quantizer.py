@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -167,10 +168,11 @@ class ArrowQuantV2:
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """Check the arguments at once; then quantize batch by batch. Returns the results' schema, and them."""
         columns = input_columns(reader.schema, caller)
-        if scheme is None:
-            policy.policy_scheme(None, None, bit_width, self.mode)
-        else:
-            scheme = scheme_argument(scheme)
+        with _named(caller):
+            if scheme is None:
+                policy.policy_scheme(None, None, bit_width, self.mode)
+            else:
+                scheme = scheme_argument(scheme)
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode) if scheme is None else scheme
         n_threads = thread_count(threads) or self.threads
         schema = flat_schema(reader.schema, with_error=keep)
@@ -294,8 +296,9 @@ class ArrowQuantV2:
     ) -> QuantizedLayers:
         layers = checked_mapping(weights)
         choose = partial(policy.policy_scheme, bit_width=bit_width, mode=self.mode)
-        choose(None, None)  # a wrong width fails before anything runs
-        fixed = None if scheme is None else schemes.parse(scheme)
+        with _named(caller):
+            choose(None, None)  # a wrong width fails before anything runs
+            fixed = None if scheme is None else schemes.parse(scheme)
         n_threads = thread_count(threads_) or self.threads
         results = QuantizedLayers()
         done = 0
@@ -315,6 +318,15 @@ class ArrowQuantV2:
                     raise Aq2Error(msg)
         _warn_of(len(results.errors), len(layers), "layers")
         return results
+
+
+@contextmanager
+def _named(caller: str) -> Iterator[None]:
+    """Let errors in an argument name the method that was called."""
+    try:
+        yield
+    except Aq2Error as error:
+        raise error.at(function=f"ArrowQuantV2.{caller}") from None
 
 
 def _quantized_batches(

@@ -546,3 +546,14 @@ def test_rows_of_one_layer_in_chunks():
     assert sum(found["scales"], []) == whole["scales"].tolist()  # noqa: RUF017 - three lists
     with pytest.raises(SchemeError, match="chunk"):
         ArrowQuantV2().quantize_arrow(table, scheme="int4_tensor")
+
+
+@pytest.mark.parametrize("method", ["quantize_batch", "quantize_arrow"])
+def test_a_wrong_scheme_or_width_names_the_method(method):
+    """An argument that is wrong for every layer is told with the method that was called; found by fuzzing."""
+    weights = np.ones(32, np.float32)
+    given = {"w": weights} if method == "quantize_batch" else pa.table({"layer_name": ["w"], "weights": [weights]})
+    for wrong in ({"scheme": "int9_g32"}, {"bit_width": 9}):
+        with pytest.raises(SchemeError, match=rf"^ArrowQuantV2\.{method}: ") as caught:
+            getattr(ArrowQuantV2(), method)(given, **wrong)
+        assert caught.value.function == f"ArrowQuantV2.{method}"

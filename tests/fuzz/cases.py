@@ -114,6 +114,9 @@ def listed(kind):
     """Return a maker of list columns of a type."""
 
     def make(rows, _rng):
+        if kind.value_type == pa.float16():
+            with np.errstate(over="ignore"):
+                rows = [None if row is None else row.astype(np.float16) for row in rows]
         return pa.array(rows, kind)
 
     return make
@@ -274,7 +277,8 @@ def cases(draw):
         for row, one in zip(rows, column.is_valid().to_pylist(), strict=True)
         for one in [one or None]
     ]
-    if draw(st.integers(0, 5)) == 0:
+    # What 16 bits hold is a matter of types: DuckDB's native functions take it from a constant, before there are rows.
+    if draw(st.integers(0, 5)) == 0 and not kind.startswith("uint16"):
         schemes = pa.array([draw(names()) for _ in rows], pa.string())
     shapes = None
     if draw(st.booleans()):
