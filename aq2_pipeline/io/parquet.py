@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,12 +84,13 @@ def write_quantized(
     n_rows, writer = 0, None
     with replacing(target) as temporary:
         with ExitStack() as open_files:
+            file = open_files.enter_context(temporary.open("wb"))  # pyarrow takes no name but of UTF-8
             pending: list[pa.Table] = []
             n_pending = 0
             for given in tables:
                 table = pa.table(given)
                 if writer is None:
-                    writer = open_files.enter_context(_writer(temporary, _schema_of(table), about))
+                    writer = open_files.enter_context(_writer(file, _schema_of(table), about))
                 pending.append(_layer_table(table, writer.schema, target))
                 n_rows += len(table)
                 n_pending += 4 * sum(_lengths(pending[-1]))
@@ -98,10 +99,10 @@ def write_quantized(
                     pending = _write_full(writer, pending, keep=True)
                     n_pending = 4 * sum(map(sum, map(_lengths, pending)))
             if writer is None:
-                open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
+                open_files.enter_context(_writer(file, LAYER_TABLE, about))
             else:
                 _write_full(writer, pending, keep=False)
-        with pq.ParquetFile(temporary) as written:
+        with temporary.open("rb") as file, pq.ParquetFile(file) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
                 raise FormatError(msg)
@@ -115,9 +116,19 @@ def _schema_of(table: pa.Table) -> pa.Schema:
     return pa.schema([*layout.LAYER_FIELDS, *chunks, LAYER_TABLE.field("quantized"), *raw])
 
 
-def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
+def _writer(file: IO[bytes], schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
     options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
-    return pq.ParquetWriter(path, schema.with_metadata(about), **options)
+    told = {name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()}
+    return pq.ParquetWriter(file, schema.with_metadata(told), **options)  # names of files may be any bytes
+
+
+def _readable(path: Path) -> Any:
+    """Return what pyarrow reads a file by: its path, or where that is not UTF-8, the open file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.open("rb")
+    return path
 
 
 def _write_full(writer: pq.ParquetWriter, pending: list[pa.Table], *, keep: bool) -> list[pa.Table]:
@@ -194,7 +205,7 @@ class QuantizedFile:
         self.path = Path(source).expanduser()
         open_regular(self.path).close()
         try:
-            self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            self._file = pq.ParquetFile(_readable(self.path), pre_buffer=False, buffer_size=1 << 20)
         except (pa.ArrowException, OSError) as error:
             raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
         self.schema = self._file.schema_arrow
@@ -215,7 +226,7 @@ class QuantizedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file.close(force=True)
 
     @property
     def source_metadata(self) -> dict[str, str]:
