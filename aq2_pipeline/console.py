@@ -56,7 +56,8 @@ def _name_of(name: str) -> str:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one object."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode(errors="backslashreplace").decode())  # of names that are not UTF-8; JSON spells it so, too
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

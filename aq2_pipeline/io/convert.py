@@ -124,12 +124,25 @@ def convert(
     identity = _identity(model, sink, recipe, chunk)
     with staged(path, identity if resume else None) as staging:
         staging.plan(chosen.specs, files, identity, folder=sink.folder)
-        _fill(staging, model, sink, chosen, chunk, threads, progress)
-        staging.check_complete()
-        rows = staging.rows
-        sink.finish(staging)
+        try:
+            _fill(staging, model, sink, chosen, chunk, threads, progress)
+            staging.check_complete()
+            rows = staging.rows
+            sink.finish(staging)
+        except MemoryError as error:
+            raise _no_memory(chosen, staging.rows) from error
         publish(staging.made, path)
     return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
+
+
+def _no_memory(chosen: Plan, rows: Sequence[dict[str, Any]]) -> MemoryError:
+    """Name the layer that memory was too small for: the next that is not written, or at the end the largest."""
+    left = {layer.tensor.name: layer.tensor.size for layer in chosen.layers}
+    for told in rows:
+        left[told["layer_name"]] -= math.prod(told["shape"])
+    tensors = [layer.tensor for layer in chosen.layers if left[layer.tensor.name]]
+    tensor = tensors[0] if tensors else max((layer.tensor for layer in chosen.layers), key=lambda one: one.n_bytes)
+    return MemoryError(f"layer {tensor.name!r}: no memory for its {tensor.n_bytes} bytes and what they become")
 
 
 def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
@@ -249,10 +262,6 @@ def _quantized(
         decoded = dequantize(codes, threads=threads)
     except Aq2Error as error:
         raise _of_layer(error, names, table["start"].to_pylist()) from None
-    except MemoryError as error:
-        largest = max(range(len(names)), key=lambda k: len(weights[k]))
-        msg = f"layer {names[largest]!r}: no memory for its {4 * len(weights[largest])} bytes and their codes"
-        raise MemoryError(msg) from error
     pairs = zip(weights, decoded, strict=True)
     lost: list[Difference | None] = [
         difference(one.values.to_numpy(), other.values.to_numpy(), threads) for one, other in pairs

@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,19 +88,20 @@ def write_quantized(
     n_rows = 0
     with replacing(target) as temporary:
         with ExitStack() as open_files:
+            file = open_files.enter_context(temporary.open("wb"))  # pyarrow takes no name but of UTF-8
             groups: _Groups | None = None
             for given in tables:
                 table = pa.table(given)
                 if groups is None:
-                    groups = _Groups(open_files.enter_context(_writer(temporary, _schema_of(table), about)))
+                    groups = _Groups(open_files.enter_context(_writer(file, _schema_of(table), about)))
                 n_rows += len(table)
                 groups.add(_layer_table(table, groups.writer.schema, target))
                 del given, table  # before the next is made
             if groups is None:
-                open_files.enter_context(_writer(temporary, LAYER_TABLE, about))
+                open_files.enter_context(_writer(file, LAYER_TABLE, about))
             else:
                 groups.write()
-        with pq.ParquetFile(temporary) as written:
+        with temporary.open("rb") as made, pq.ParquetFile(made) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
                 raise FormatError(msg)
@@ -114,9 +115,21 @@ def _schema_of(table: pa.Table) -> pa.Schema:
     return pa.schema([*layout.LAYER_FIELDS, *chunks, LAYER_TABLE.field("quantized"), *raw])
 
 
-def _writer(path: Path, schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
+def _writer(file: IO[bytes], schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
     options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
-    return pq.ParquetWriter(path, schema.with_metadata(about), **options)
+    told = {
+        name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()
+    }
+    return pq.ParquetWriter(file, schema.with_metadata(told), **options)  # names of files may be any bytes
+
+
+def _readable(path: Path) -> Any:
+    """Return what pyarrow reads a file by: its path, or where that is not UTF-8, the open file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.open("rb")
+    return path
 
 
 class _Groups:
@@ -197,7 +210,7 @@ class QuantizedFile:
         self.path = Path(source).expanduser()
         open_regular(self.path).close()
         try:
-            self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            self._file = pq.ParquetFile(_readable(self.path), pre_buffer=False, buffer_size=1 << 20)
             self.schema = self._file.schema_arrow
             texts = ((k.decode(errors="replace"), v.decode(errors="replace")) for k, v in self._key_values())
             self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
@@ -222,7 +235,7 @@ class QuantizedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file.close(force=True)
 
     @property
     def has_raw(self) -> bool:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from support.gguf_files import ARRAY, Q4_0, STRING, U8, U32, entry, handmade, info, refused, text
 
-from aq2_pipeline import FormatError, gguf_metadata, scan_gguf
-from aq2_pipeline.io import gguf_header
+from aq2_pipeline import FormatError, gguf_metadata, scan_gguf, set_limits
 from aq2_pipeline.io.gguf import open_gguf
 from aq2_pipeline.io.gguf_layout import header_of
 from aq2_pipeline.io.gguf_types import REMOVED_TYPES
@@ -155,7 +154,8 @@ def test_case_79_templates_are_carried_and_never_rendered(tmp_path):
     assert header_of([], open_gguf(path).metadata).header.rstrip(b"\0") == path.read_bytes().rstrip(b"\0")
 
 
-def test_header_over_the_limit_is_refused(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("default_limits")
+def test_header_over_the_limit_is_refused(tmp_path):
     """A header of more than 100 MB, a million tensors or 65,536 key-values is refused before it is read."""
     path = handmade(tmp_path / "bad.gguf", [], [entry("k", STRING, struct.pack("<Q", 150_000_000))])
     for counts, match in (
@@ -169,7 +169,7 @@ def test_header_over_the_limit_is_refused(tmp_path, monkeypatch):
             file.truncate(200_000_000)  # sparse
         refused(path, match)
         path.write_bytes(content)
-    monkeypatch.setattr(gguf_header, "MAX_TENSORS", 1)
+    set_limits(tensors=1)
     refused(handmade(tmp_path / "bad.gguf", [info("w", [1]), info("v", [1])], data=bytes(64)), "at most 1 are read")
 
 
