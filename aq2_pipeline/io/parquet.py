@@ -212,7 +212,7 @@ class QuantizedFile:
         try:
             self._file = pq.ParquetFile(_readable(self.path), pre_buffer=False, buffer_size=1 << 20)
             self.schema = self._file.schema_arrow
-            texts = ((k.decode(errors="replace"), v.decode(errors="replace")) for k, v in self._key_values())
+            texts = ((k.decode(), v.decode()) for k, v in self._key_values())
             self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
         except _UNREADABLE as error:
             raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
