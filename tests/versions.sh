@@ -60,7 +60,7 @@ print(json.dumps(found | {name: version(name) for name in ("polars", "duckdb", "
 PYTHON
 done
 
-python3 - "$work/results" "$report" "tests/versions.sh ${quick[*]}" <<'PYTHON'
+python3 - "$work/results" "$report" "tests/versions.sh ${quick[*]:-} ${ends[*]}" <<'PYTHON'
 import json, pathlib, sys
 folder, report, command = sys.argv[1:]
 ends = {path.stem: json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).iterdir(), reverse=True)}
@@ -69,6 +69,6 @@ print()
 for line in [["", *names], *([end, *(found.get(name, "") for name in names)] for end, found in ends.items())]:
     print(" ".join(f"{cell:>11}" for cell in line))
 if report:
-    pathlib.Path(report).write_text(json.dumps({"command": command.strip() + " --write-report", "ends": ends}, indent=1) + "\n")
+    pathlib.Path(report).write_text(json.dumps({"command": " ".join(command.split()) + " --write-report", "ends": ends}, indent=1) + "\n")
 PYTHON
 exit $failed
