@@ -19,6 +19,7 @@ from support.protobuf import external, field, model, pair, tensor
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, limits, set_limits
 from aq2_pipeline.io import tensor_files
+from aq2_pipeline.io.gguf_layout import header_of
 from aq2_pipeline.io.limits import LARGEST, Limits, variable_of
 from aq2_pipeline.io.model_folder import _read_config
 from aq2_pipeline.io.opening import open_source
@@ -86,6 +87,15 @@ def listed(folder):
     return sorted(sharded(folder).parent.glob("*.safetensors"))
 
 
+def parts(folder):
+    """Write a GGUF model of two files, a tensor each."""
+    for k in range(2):
+        layout = header_of([("ab"[k], (1,), "F32", 4)], {"split.count": 2, "split.no": k})
+        content = layout.header + bytes(layout.size - len(layout.header))
+        written(folder / f"m-{k + 1:05}-of-00002.gguf", content)
+    return folder / "m-00001-of-00002.gguf"
+
+
 def elsewhere(folder):
     """Write an ONNX model whose data is in a file of a long path."""
     (folder / ("d" * 200)).mkdir()
@@ -106,6 +116,7 @@ CASES = {
     "list, tensors": (2, listed),
     "gguf, header_bytes": (24 + 8 + 1 + 24, gguf()),
     "gguf, tensors": (2, gguf(n=2)),
+    "gguf parts, tensors": (2, parts),
     "gguf, key_values": (2, gguf(key_values={"a": 1, "b": 2})),
     "gguf, name_bytes": (180, gguf(LONG)),
     "gguf, alignment": (1 << 21, gguf(key_values={"general.alignment": 1 << 21})),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aq2_pipeline.io.frames import lazy_frame
 from aq2_pipeline.io.gguf_header import Header, read_header
 from aq2_pipeline.io.gguf_values import Metadata
+from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import bad_file, open_regular, source_path
 from aq2_pipeline.io.source import Source
 
@@ -147,6 +148,7 @@ def _split_paths(path: Path, count: Any) -> list[Path]:
 def _joined(paths: list[Path], headers: list[Header]) -> list[Tensor]:
     """Return the tensors of all files of a model, once they are known to belong together."""
     tensors: list[Tensor] = []
+    most = limits().tensors
     files: dict[str, int] = {}
     total = Metadata(headers[0].key_values).get(_TENSORS)
     for k, (path, header) in enumerate(zip(paths, headers, strict=True)):
@@ -159,6 +161,8 @@ def _joined(paths: list[Path], headers: list[Header]) -> list[Tensor]:
             if first != k:
                 raise bad_file(path, f"the tensor is in {paths[first].name!r}, too", layer=tensor.name)
         tensors += [tensor._replace(file=k) for tensor in header.tensors]
+        if len(tensors) > most:
+            raise bad_file(paths[0], f"the files hold more than {most} tensors", to_change("tensors"))
     if total is not None and total != len(tensors):
         raise bad_file(paths[0], f"{_TENSORS} is {total!r}, the {len(paths)} files hold {len(tensors)}")
     return tensors

@@ -1,8 +1,9 @@
 """Files of 1, 3 and 10 GB to Parquet, GGUF and compressed-tensors: peak memory, and the rate against its parts.
 
-`python -m tests.benchmarks.files [--gigabytes 1 3 10] [--folder FOLDER]`. The model is made layer by layer from a seed:
-each layer holds one megabyte of weights over and over. The parts, each alone: reading the file, the kernel over as many
-weights, writing as many bytes as the target has, with fsync. Runs are child processes under `ulimit -d` 2 GiB.
+`python -m tests.benchmarks.files [--gigabytes 1 3 10] [--folder FOLDER] [--write-report FILE]`. The
+model is made layer by layer from a seed: each layer holds the same weights, turned. The parts, each alone: reading the
+file, the kernel over as many weights, writing as many bytes as the target has, with fsync. Runs are child processes
+under `ulimit -d` 2 GiB.
 """
 
 from __future__ import annotations
@@ -115,12 +116,14 @@ def size_of(path: Path) -> int:
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table, and write a report if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 3, 10])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", default="")
+    parser.add_argument("--write-report", type=Path)
     given = parser.parse_args()
+    report: dict[str, dict[str, float]] = {}
     print("| source | target | seconds | read + kernel + write | rate against these | peak memory |")
     print("| --- | --- | --- | --- | --- | --- |")
     for gigabytes in given.gigabytes:
@@ -138,6 +141,15 @@ def main() -> None:
                 rate = sum(parts) / seconds
                 cells = (f"{gigabytes} GB", told, f"{seconds:.1f}", told_parts, f"{rate:.2f}", f"{peak:.0f} MB")
                 print(f"| {' | '.join(cells)} |", flush=True)
+                report[f"{gigabytes:g} GB, {told}"] = {
+                    "peak_mb": round(peak),
+                    "seconds": round(seconds, 1),
+                    "rate_against_parts": round(rate, 2),
+                }
+    if given.write_report:
+        command = f"python -m tests.benchmarks.files --gigabytes {' '.join(f'{g:g}' for g in given.gigabytes)}"
+        about = {"command": f"{command} --write-report", "cores": os.cpu_count(), "ulimit_d_bytes": LIMIT}
+        given.write_report.write_text(json.dumps({**about, "conversions": report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
