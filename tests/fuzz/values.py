@@ -150,7 +150,7 @@ def _field(draw, name, value):
     elif how == "shorter":
         values = values[: len(values) - draw(st.integers(1, 4))]
     elif how == "longer":
-        values += [item] * draw(st.integers(1, 40))
+        values.extend([item] * draw(st.integers(1, 40)))
     elif values:
         at = draw(st.integers(0, len(values) - 1))
         values[at] = None if how == "null" and name != "quantized_data" else item
