@@ -102,7 +102,7 @@ def write_quantized(
                 open_files.enter_context(_writer(file, LAYER_TABLE, about))
             else:
                 _write_full(writer, pending, keep=False)
-        with temporary.open("rb") as file, pq.ParquetFile(file) as written:
+        with temporary.open("rb") as made, pq.ParquetFile(made) as written:
             if written.metadata.num_rows != n_rows:
                 msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
                 raise FormatError(msg)
@@ -118,7 +118,9 @@ def _schema_of(table: pa.Table) -> pa.Schema:
 
 def _writer(file: IO[bytes], schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
     options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
-    told = {name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()}
+    told = {
+        name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()
+    }
     return pq.ParquetWriter(file, schema.with_metadata(told), **options)  # names of files may be any bytes
 
 

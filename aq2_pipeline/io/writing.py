@@ -65,7 +65,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def name_target(error: OSError, path: Path, temporary: Path, n_bytes: int = 0) -> None:
-    """Have an error name the target, which the user knows, and what it takes, instead of a temporary file, or nothing."""
+    """Have an error name the target, which the user knows, and its bytes, instead of a temporary file or nothing."""
     if error.errno in _FULL or str(error.filename).startswith(str(temporary)):
         error.filename, error.filename2 = str(path), None
     if error.errno in _FULL and n_bytes:

@@ -93,7 +93,10 @@ def main() -> None:
             found[target] = crash(target, given.tries)
             print(target, json.dumps(found[target]), flush=True)
     if given.write_report:
-        report = {"command": f"python -m tests.robustness.crashes --tries {given.tries} --write-report", "targets": found}
+        report = {
+            "command": f"python -m tests.robustness.crashes --tries {given.tries} --write-report",
+            "targets": found,
+        }
         given.write_report.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
 """Time from Ctrl-C to its answer, surface by surface.
 
 `python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works without end and is
-sent SIGINT at random moments; it says when it got the interrupt, that nothing temporary is left, and that the surface
+sent SIGINT at random moments; it says when it got the interrupt and that nothing temporary is left, and the surface
 works afterwards. The command is a process for each try, from the signal to its end, and is terminated, too. Clocks are
 CLOCK_MONOTONIC, which processes share.
 """
@@ -260,7 +260,9 @@ def stop_command(
                 code = process.wait(60)
                 seconds = time.monotonic() - at
             now = contents(folder)
-            left = sorted(now.keys() ^ good.keys()) + [path for path in good.keys() & now.keys() if good[path] != now[path]]
+            left = sorted(now.keys() ^ good.keys()) + [
+                path for path in good.keys() & now.keys() if good[path] != now[path]
+            ]
             told = f"exit {code}" + (": traceback" if b"Traceback" in text and code == 1 else "")
             answers.append(Answer(seconds, told, left))
     return answers
