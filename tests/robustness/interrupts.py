@@ -1,9 +1,9 @@
 """Time from Ctrl-C to its answer, surface by surface.
 
 `python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works without end and is
-sent SIGINT at random moments; it says when it got the interrupt and that nothing temporary is left, and the surface
-works afterwards. The command is a process for each try, from the signal to its end, and is terminated, too. Clocks are
-CLOCK_MONOTONIC, which processes share.
+sent SIGINT at random moments; it says when it got the interrupt and what files are left, and goes on as before. The
+command is a process for each try, from the signal to its end, and is terminated, too. Clocks are CLOCK_MONOTONIC, which
+processes share.
 """
 
 from __future__ import annotations
