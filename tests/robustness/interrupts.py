@@ -1,6 +1,6 @@
 """Time from Ctrl-C to its answer, surface by surface.
 
-`python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works without end and is
+`python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works on and is
 sent SIGINT at random moments; it says when it got the interrupt and what files are left, and goes on as before. The
 command is a process for each try, from the signal to its end, and is terminated, too. Clocks are CLOCK_MONOTONIC, which
 processes share.
