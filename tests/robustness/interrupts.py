@@ -234,7 +234,7 @@ def _expect_ready(process: Any) -> None:
 
 
 def stop_command(
-    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 8
+    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 8, pause: float = 0.2
 ) -> list[Answer]:
     """Return what a signal to the command led to, at random moments of a conversion over an earlier target."""
     rng = random.Random(seed)  # noqa: S311 - moments
@@ -251,7 +251,7 @@ def stop_command(
                 assert process.stdout is not None
                 if rng.random() < 0.8:  # else anywhere, the imports included
                     process.stdout.readline()  # the first layer is done
-                    time.sleep(rng.uniform(0, 0.2))
+                    time.sleep(rng.uniform(0, pause))
                 else:
                     time.sleep(rng.uniform(0, longest))
                 at = time.monotonic()

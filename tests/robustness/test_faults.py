@@ -406,7 +406,7 @@ def test_fault_05_08_signals_end_the_command_with_their_code(signal_name):
     import signal  # noqa: PLC0415 - the number is asked for by name
 
     number = getattr(signal, signal_name)
-    for answer in stop_command(number, "folder", 2, seed=1, n_layers=24):
+    for answer in stop_command(number, "folder", 2, seed=1, longest=0.5, n_layers=24, pause=0.02):
         assert answer.left == []
         assert answer.told in (f"exit {128 + number}", f"exit {-number}")
 
