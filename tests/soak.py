@@ -93,7 +93,9 @@ class Worker:
         """Write a target, read it back, and write it once more; the same bytes each time."""
         source = self.folder / "model.safetensors"
         if not source.exists():
-            frame = pl.DataFrame({"layer_name": ["a", "b"], "shape": [[64, 128], [32, 256]], "dtype": ["F32", "F32"]})
+            frame = pl.DataFrame(
+                {"layer_name": ["a.weight", "b.weight"], "shape": [[64, 128], [32, 256]], "dtype": ["F32", "F32"]}
+            )
             weights = [np.random.default_rng(k).normal(size=8192).astype(np.float32) for k in range(2)]
             aq2_pipeline.sink_safetensors(
                 frame.with_columns(weights=pl.Series(weights, dtype=pl.List(pl.Float32))), source
@@ -157,7 +159,7 @@ def sample(folder: Path) -> dict[str, float]:
     return {
         "seconds": time.monotonic(),
         "mb": kilobytes / 1024,
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
         "files": n_files,
     }
 

@@ -1,9 +1,9 @@
 """Time from Ctrl-C to its answer, surface by surface.
 
-`python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works without end and is
-sent SIGINT at random moments; it says when it got the interrupt, that nothing temporary is left, and that the surface
-works afterwards. The command is a process for each try, from the signal to its end, and is terminated, too. Clocks are
-CLOCK_MONOTONIC, which processes share.
+`python -m tests.robustness.interrupts [--tries 20] [--only NAME] [--write-report FILE]`. A child works on and is
+sent SIGINT at random moments; it says when it got the interrupt and what files are left, and goes on as before. The
+command is a process for each try, from the signal to its end, and is terminated, too. Clocks are CLOCK_MONOTONIC, which
+processes share.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _expect_ready(process: Any) -> None:
 
 
 def stop_command(
-    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 8
+    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 8, pause: float = 0.2
 ) -> list[Answer]:
     """Return what a signal to the command led to, at random moments of a conversion over an earlier target."""
     rng = random.Random(seed)  # noqa: S311 - moments
@@ -251,7 +251,7 @@ def stop_command(
                 assert process.stdout is not None
                 if rng.random() < 0.8:  # else anywhere, the imports included
                     process.stdout.readline()  # the first layer is done
-                    time.sleep(rng.uniform(0, 0.2))
+                    time.sleep(rng.uniform(0, pause))
                 else:
                     time.sleep(rng.uniform(0, longest))
                 at = time.monotonic()

@@ -114,7 +114,7 @@ def swept(tmp_path, code, **environment):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_fault_05_01_kill_at_any_line_loses_no_file(tmp_path, target):
-    """Kill -9 of the command over a good file leaves it or the new one, whole; what else is left goes the next time."""
+    """A kill -9 of the command over a good file leaves it or the new one, whole; the rest goes the next time."""
     code = f"""
 target, schemes = {target!r}, ("q8_0", "q4_0") if {target!r}.endswith("gguf") else ("int8_g32", "int4_g32")
 new, old = made(target, schemes[1]), made(target, schemes[0])
@@ -230,7 +230,7 @@ def test_fault_05_04_whatever_fails_at_the_end_keeps_the_old_file(tmp_path, monk
     convert(Recipe(schemes[1]))
     new = contents(tmp_path / "out")
     convert(Recipe(schemes[0]))
-    old, n_failed = contents(tmp_path / "out"), 0
+    old, told = contents(tmp_path / "out"), []
     for n in range(20):
         with monkeypatch.context() as patch:
             failing = Failing(n)
@@ -245,16 +245,15 @@ def test_fault_05_04_whatever_fails_at_the_end_keeps_the_old_file(tmp_path, monk
             try:
                 convert(Recipe(schemes[1]))
             except OSError as error:
-                n_failed += 1
-                assert error.errno == 5
-                assert str(error.filename).startswith(str(tmp_path / "out"))
-                assert ".tmp-" not in str(error.filename)
+                told.append((error.errno, str(error.filename)))
             now = contents(tmp_path / "out")
             assert now in (old, new)
             assert failing.failed or now == new
             if now == new:
                 break
-    assert n_failed or call == "truncate" or (call == "rename" and "." in target) or (call == "replace" and n == 0)
+    out = str(tmp_path / "out")
+    assert all(number == 5 and name.startswith(out) and ".tmp-" not in name for number, name in told), told
+    assert told or call == "truncate" or (call == "rename" and "." in target) or (call == "replace" and n == 0)
 
 
 class Failing:
@@ -293,7 +292,7 @@ def test_fault_05_04_devices_are_no_targets():
 
 
 def test_fault_05_05_memory_caps_end_in_a_result_or_a_memory_error(tmp_path):
-    """Whatever the cap on a layer that must be whole, there is a result or a MemoryError that names it and its bytes."""
+    """Whatever the cap on a layer that is whole, there is a result or a MemoryError that names it and its bytes."""
     write_model(tmp_path / "model.safetensors", 1, 4096)
     code = """
 import os, resource
@@ -407,7 +406,7 @@ def test_fault_05_08_signals_end_the_command_with_their_code(signal_name):
     import signal  # noqa: PLC0415 - the number is asked for by name
 
     number = getattr(signal, signal_name)
-    for answer in stop_command(number, "folder", 2, seed=1, n_layers=24):
+    for answer in stop_command(number, "folder", 2, seed=1, longest=0.5, n_layers=24, pause=0.02):
         assert answer.left == []
         assert answer.told in (f"exit {128 + number}", f"exit {-number}")
 
@@ -486,7 +485,7 @@ assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_fault_05_10_files_and_the_wrapper_work_in_forked_and_spawned_children(tmp_path):
-    """After use, a forked child and spawned processes convert a file and quantize with the wrapper to the same bytes."""
+    """After use, forked children and spawned processes convert a file, and quantize with the wrapper, as before."""
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -521,8 +520,8 @@ if __name__ == "__main__":
 # --- F11: files that shrink ------------------------------------------------------------------------------------------
 
 
-def test_fault_05_11_source_that_is_cut_while_it_is_read(tmp_path):
-    """A file that is truncated during a run is a FormatError that names it, and no target; a map is said to trust it."""
+def test_fault_05_11_source_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
+    """A file that is cut during a run is a FormatError that names it, and no target; a map is said to trust it."""
     write_model(tmp_path / "model.safetensors", 4, 64)
 
     def cut(_name, _more, _layer):
@@ -530,8 +529,8 @@ def test_fault_05_11_source_that_is_cut_while_it_is_read(tmp_path):
 
     from aq2_pipeline.io import convert  # noqa: PLC0415 - its chunks are made small
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(FormatError, match=r"model\.safetensors"):
-        patch.setattr(convert, "CHUNK_WEIGHTS", 1 << 12)
+    monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 1 << 12)
+    with pytest.raises(FormatError, match=r"model\.safetensors"):
         quantize_file(tmp_path / "model.safetensors", tmp_path / "q.parquet", Recipe("int4_g64"), progress=cut)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     from aq2_pipeline.io.safetensors import scan_safetensors  # noqa: PLC0415 - the whole text is there

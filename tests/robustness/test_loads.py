@@ -1,4 +1,4 @@
-"""Loads L1 to L5 in sizes that any machine bears, under a limit of memory; `tests.benchmarks.files` has the large ones."""
+"""Loads L1 to L5 in sizes that any machine bears, under a limit of memory; `tests.benchmarks.files` has large ones."""
 
 from __future__ import annotations
 
@@ -46,19 +46,20 @@ def test_load_01_peak_does_not_grow_with_the_file(tmp_path, target, scheme):
 
 
 def test_load_02_many_layers_and_tensors(tmp_path):
-    """5,000 layers are converted in batches, and 200,000 tensors listed, each at a cost that does not grow with them."""
+    """5,000 layers are converted, and 200,000 tensors listed, each at a cost that does not grow with their number."""
     code = """
 import json, os, time
 from pathlib import Path
 import numpy as np
 import aq2_pipeline
-from aq2_pipeline.io import source
 from aq2_pipeline.io.convert import quantize_file
 from aq2_pipeline.io.recipes import Recipe
 root = Path(os.environ["ROOT"])
 def model(n, side):
     size = 4 * side * side
-    header = {f"l{k:06}": {"dtype": "F32", "shape": [side, side], "data_offsets": [size * k, size * (k + 1)]} for k in range(n)}
+    header = {
+        f"l{k:06}": {"dtype": "F32", "shape": [side] * 2, "data_offsets": [size * k, size * (k + 1)]} for k in range(n)
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with (root / "m.safetensors").open("wb") as file:
@@ -73,7 +74,6 @@ for n in (500, 5000):
     report = quantize_file(root / "m.safetensors", root / "q.parquet", Recipe("int4_g32"))
     assert len(report.quantized) == n
     taken.append((time.process_time() - start) / n)
-batches, made = [], source.Source.batches
 print(1e3 * taken[0], 1e3 * taken[1])
 model(200_000, 2)
 start = time.process_time()
@@ -88,7 +88,7 @@ print(time.process_time() - start)
 
 
 def test_load_03_one_large_layer_in_small_chunks(tmp_path):
-    """A layer of 256 MB in chunks of 1 MiB takes no more memory than one of 64 MB, and its codes are the whole layer's."""
+    """A layer of 256 MB in chunks of 1 MiB takes no more memory than one of 64 MB, and its codes are the whole's."""
     write_model(tmp_path / "model.safetensors", 1, 4096)
     chunk = {"CHUNK": str(1 << 18)}
     small = peak(tmp_path, "q.parquet", "int4_g128", **chunk)
@@ -125,7 +125,7 @@ con.execute("SET threads = 2; SET enable_progress_bar = false; SET preserve_inse
 con.execute("SET memory_limit = '1GB'")
 aq2_pipeline.register(con)
 layers = aq2_pipeline.open_reader(root / "model.safetensors")
-con.execute(f\"\"\"COPY (SELECT layer_name, shape, dtype, aq2_quantize(weights, 'int4_g128', shape) AS quantized FROM layers)
+con.execute(f\"\"\"COPY (SELECT layer_name, shape, dtype, aq2_quantize(weights, 4, shape) AS quantized FROM layers)
     TO '{root / "q.parquet"}' (FORMAT parquet, ROW_GROUP_SIZE_BYTES '64MB', ROW_GROUP_SIZE 2048)\"\"\")
 con.close()
 """,
