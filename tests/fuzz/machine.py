@@ -76,7 +76,7 @@ class Engines(RuleBasedStateMachine):
             con.execute("CREATE OR REPLACE TEMP TABLE held AS FROM given")
         name = "held" if through_table else "given"
         query = f"SELECT aq2_{function}({arguments}) AS y FROM {name} ORDER BY k"  # noqa: S608 - our own words
-        found = normalised(con.execute(query).to_arrow_table()["y"], RESULTS[function])
+        found = normalised(con.sql(query).to_arrow_table()["y"], RESULTS[function])
         con.unregister("given")
         assert same(found, expected(function, scheme)), (function, scheme)
 
