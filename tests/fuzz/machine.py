@@ -243,13 +243,11 @@ def fuzz(budget, first=0, *, at_once=5):
     for number in itertools.count(first):
         if not budget(number):
             return {"sequences": figures}
-        before = Engines.steps
         try:
             figures.inputs += run(at_once, number)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            figures.inputs += Engines.steps - before
             told = [repr(error), *getattr(error, "__notes__", [])]
             figures.crashes.append({"input": f"state-{number}", "kind": "defect", "text": "\n".join(told)[:6000]})
     return {"sequences": figures}
