@@ -78,7 +78,9 @@ def main(given=None):
     seed = int(time.time()) % 1_000_000 if asked.seed is None else asked.seed
     kinds = asked.only or KINDS
     print(f"seed {seed}", flush=True)
-    report = {"command": f"python -m tests.fuzz --minutes {asked.total / 60:g} --seed {seed}", "versions": versions()}
+    only = "".join(f" --only {kind}" for kind in asked.only or ())
+    command = f"python -m tests.fuzz --minutes {asked.total / 60:g}{only} --seed {seed} --workers {asked.workers}"
+    report = {"command": command, "versions": versions()}
     n_crashes = 0
     for kind in kinds:
         start = time.monotonic()

@@ -135,7 +135,7 @@ def viewed(kind, wide):
             gap = np.full(rng.integers(0, 3), np.nan, np.float32)
             values += [row, gap]
             at += row.size + gap.size
-        bitmap = pa.py_buffer(np.packbits([row is not None for row in rows], bitorder="little"))
+        bitmap = pa.py_buffer(np.packbits(np.array([row is not None for row in rows], bool), bitorder="little"))
         child = pa.array(np.concatenate(values), pa.float32())
         buffers = [bitmap, pa.py_buffer(starts), pa.py_buffer(sizes)]
         return pa.Array.from_buffers(kind, len(rows), buffers, children=[child])
@@ -150,7 +150,7 @@ def with_garbage(rows, rng):
         values.append(np.full(rng.integers(0, 9), np.nan, np.float32) if row is None else row)
         offsets.append(offsets[-1] + values[-1].size)
     child = pa.array(np.concatenate([*values, np.full(3, np.inf, np.float32)]), pa.float32())
-    bitmap = pa.py_buffer(np.packbits([row is not None for row in rows], bitorder="little"))
+    bitmap = pa.py_buffer(np.packbits(np.array([row is not None for row in rows], bool), bitorder="little"))
     buffers = [bitmap, pa.py_buffer(np.array(offsets, np.int64))]
     return pa.Array.from_buffers(layout.FLOATS, len(rows), buffers, children=[child])
 

@@ -76,7 +76,7 @@ class Engines(RuleBasedStateMachine):
             con.execute("CREATE OR REPLACE TEMP TABLE held AS FROM given")
         name = "held" if through_table else "given"
         query = f"SELECT aq2_{function}({arguments}) AS y FROM {name} ORDER BY k"  # noqa: S608 - our own words
-        found = normalised(con.execute(query).to_arrow_table()["y"], RESULTS[function])
+        found = normalised(con.sql(query).to_arrow_table()["y"], RESULTS[function])
         con.unregister("given")
         assert same(found, expected(function, scheme)), (function, scheme)
 
@@ -243,13 +243,11 @@ def fuzz(budget, first=0, *, at_once=5):
     for number in itertools.count(first):
         if not budget(number):
             return {"sequences": figures}
-        before = Engines.steps
         try:
             figures.inputs += run(at_once, number)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            figures.inputs += Engines.steps - before
             told = [repr(error), *getattr(error, "__notes__", [])]
             figures.crashes.append({"input": f"state-{number}", "kind": "defect", "text": "\n".join(told)[:6000]})
     return {"sequences": figures}
