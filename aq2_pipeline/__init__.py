@@ -194,8 +194,8 @@ def scan_safetensors(
     mmap: bool = False,
     metadata: bool = False,
 ) -> LazyFrame:
-    """Return a safetensors model as a lazy layer table: see `aq2_pipeline.io.safetensors.scan_safetensors`."""
-    from aq2_pipeline.io import safetensors  # noqa: PLC0415 - formats are imported when they are used
+    """Return a safetensors model as a lazy layer table: see `aq2_pipeline.io.safetensors.source.scan_safetensors`."""
+    from aq2_pipeline.io.safetensors import source as safetensors  # noqa: PLC0415 - formats are imported when they are used
 
     return safetensors.scan_safetensors(source, raw=raw, chunk_weights=chunk_weights, mmap=mmap, metadata=metadata)
 
@@ -208,8 +208,8 @@ def sink_compressed_tensors(
     scale_dtype: str = "F32",
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a layer table to a folder: see `aq2_pipeline.io.compressed_tensors.sink_compressed_tensors`."""
-    from aq2_pipeline.io import compressed_tensors  # noqa: PLC0415 - writers are imported when they are used
+    """Write a layer table to a folder: see `aq2_pipeline.io.folders.compressed_tensors.sink_compressed_tensors`."""
+    from aq2_pipeline.io.folders import compressed_tensors  # noqa: PLC0415 - writers are imported when they are used
 
     compressed_tensors.sink_compressed_tensors(
         given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress
@@ -224,8 +224,8 @@ def sink_mlx(
     scale_dtype: str = "F32",
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a layer table to a folder: see `aq2_pipeline.io.mlx.sink_mlx`."""
-    from aq2_pipeline.io import mlx  # noqa: PLC0415 - writers are imported when they are used
+    """Write a layer table to a folder: see `aq2_pipeline.io.folders.mlx.sink_mlx`."""
+    from aq2_pipeline.io.folders import mlx  # noqa: PLC0415 - writers are imported when they are used
 
     mlx.sink_mlx(given, folder, config_from=config_from, scale_dtype=scale_dtype, progress=progress)
 
@@ -238,8 +238,8 @@ def sink_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a layer table to a safetensors file: see `aq2_pipeline.io.safetensors_sink.sink_safetensors`."""
-    from aq2_pipeline.io import safetensors_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+    """Write a layer table to a safetensors file: see `aq2_pipeline.io.safetensors.sink.sink_safetensors`."""
+    from aq2_pipeline.io.safetensors import sink as safetensors_sink  # noqa: PLC0415 - readers and writers are imported when they are used
 
     safetensors_sink.sink_safetensors(given, target, dtype=dtype, metadata=metadata, progress=progress)
 
@@ -251,8 +251,8 @@ def sink_gguf(
     metadata_from: str | PathLike[str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a layer table to a GGUF file: see `aq2_pipeline.io.gguf_sink.sink_gguf`."""
-    from aq2_pipeline.io import gguf_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+    """Write a layer table to a GGUF file: see `aq2_pipeline.io.gguf.sink.sink_gguf`."""
+    from aq2_pipeline.io.gguf import sink as gguf_sink  # noqa: PLC0415 - readers and writers are imported when they are used
 
     gguf_sink.sink_gguf(given, target, metadata_from=metadata_from, progress=progress)
 
@@ -264,15 +264,15 @@ def sink_parquet(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a layer table of quantized layers to a Parquet file: see `aq2_pipeline.io.parquet_sink.sink_parquet`."""
-    from aq2_pipeline.io import parquet_sink  # noqa: PLC0415 - readers and writers are imported when they are used
+    """Write a layer table of quantized layers to a Parquet file: see `aq2_pipeline.io.parquet.sink.sink_parquet`."""
+    from aq2_pipeline.io.parquet import sink as parquet_sink  # noqa: PLC0415 - readers and writers are imported when they are used
 
     parquet_sink.sink_parquet(given, target, metadata=metadata, progress=progress)
 
 
 def scan_parquet(source: str | PathLike[str]) -> LazyFrame:
-    """Return a Parquet file of quantized layers as a lazy table: see `aq2_pipeline.io.parquet_source.scan_parquet`."""
-    from aq2_pipeline.io import parquet_source  # noqa: PLC0415 - readers and writers are imported when they are used
+    """Return a Parquet file of quantized layers as a lazy table: see `aq2_pipeline.io.parquet.source.scan_parquet`."""
+    from aq2_pipeline.io.parquet import source as parquet_source  # noqa: PLC0415 - readers and writers are imported when they are used
 
     return parquet_source.scan_parquet(source)
 
@@ -292,29 +292,29 @@ def diff(
 
 
 def scan_gguf(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
-    """Return a GGUF file as a lazy layer table: see `aq2_pipeline.io.gguf.scan_gguf`."""
-    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+    """Return a GGUF file as a lazy layer table: see `aq2_pipeline.io.gguf.source.scan_gguf`."""
+    from aq2_pipeline.io.gguf import source as gguf  # noqa: PLC0415 - imported when it is used
 
     return gguf.scan_gguf(source, raw=raw, chunk_weights=chunk_weights)
 
 
 def gguf_metadata(source: str | PathLike[str]) -> dict[str, Any]:
-    """Return the key-values of a GGUF file: see `aq2_pipeline.io.gguf.gguf_metadata`."""
-    from aq2_pipeline.io import gguf  # noqa: PLC0415 - imported when it is used
+    """Return the key-values of a GGUF file: see `aq2_pipeline.io.gguf.source.gguf_metadata`."""
+    from aq2_pipeline.io.gguf import source as gguf  # noqa: PLC0415 - imported when it is used
 
     return gguf.gguf_metadata(source)
 
 
 def scan_onnx(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
-    """Return an ONNX model's initializers as a lazy layer table: see `aq2_pipeline.io.onnx.scan_onnx`."""
-    from aq2_pipeline.io import onnx  # noqa: PLC0415 - files are read where they are asked for
+    """Return an ONNX model's initializers as a lazy layer table: see `aq2_pipeline.io.onnx.source.scan_onnx`."""
+    from aq2_pipeline.io.onnx import source as onnx  # noqa: PLC0415 - files are read where they are asked for
 
     return onnx.scan_onnx(source, raw=raw, chunk_weights=chunk_weights)
 
 
 def scan_npz(source: str | PathLike[str], *, raw: bool = False, chunk_weights: int | None = None) -> LazyFrame:
-    """Return the arrays of an .npz file as a lazy layer table: see `aq2_pipeline.io.npz.scan_npz`."""
-    from aq2_pipeline.io import npz  # noqa: PLC0415 - files are read where they are asked for
+    """Return the arrays of an .npz file as a lazy layer table: see `aq2_pipeline.io.npz.source.scan_npz`."""
+    from aq2_pipeline.io.npz import source as npz  # noqa: PLC0415 - files are read where they are asked for
 
     return npz.scan_npz(source, raw=raw, chunk_weights=chunk_weights)
 

@@ -16,16 +16,16 @@ from aq2_pipeline import schemes as known
 from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parts import Part
-from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.io.tables.parts import Part
+from aq2_pipeline.io.writing.files import replacing
 from aq2_pipeline.layout import FLOATS
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
 
-    from aq2_pipeline.io.parts import Tensor
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.tables.parts import Tensor
+    from aq2_pipeline.io.tables.source import Source
 
     Progress = Callable[["ComparedLayer"], None]
 

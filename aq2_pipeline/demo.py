@@ -16,8 +16,8 @@ import pyarrow as pa
 
 import aq2_pipeline
 from aq2_pipeline.errors import Aq2Error
-from aq2_pipeline.io.parquet import write_quantized
-from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.io.parquet.file import write_quantized
+from aq2_pipeline.io.writing.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,14 @@ from aq2_pipeline.differences import Difference, difference
 from aq2_pipeline.errors import InputValueError
 from aq2_pipeline.functions import thread_count
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parts import batches_of, parts_of
+from aq2_pipeline.io.tables.parts import batches_of, parts_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from aq2_pipeline.io.parts import Tensor
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.tables.parts import Tensor
+    from aq2_pipeline.io.tables.source import Source
     from aq2_pipeline.weights import Array
 
     Progress = Callable[[str, int], None]

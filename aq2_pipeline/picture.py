@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aq2_pipeline.errors import InputValueError
-from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.io.writing.files import replacing
 
 if TYPE_CHECKING:
     import os

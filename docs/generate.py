@@ -21,8 +21,8 @@ import aq2_pipeline.polars
 from aq2_pipeline import errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
 from aq2_pipeline.io import listing
-from aq2_pipeline.io.parquet import RAW
-from aq2_pipeline.io.sinks import MANIFEST
+from aq2_pipeline.io.parquet.file import RAW
+from aq2_pipeline.io.writing.sinks import MANIFEST
 
 ROOT = Path(__file__).parents[1]
 STAMP = "<!-- Written by docs/generate.py from the code; edit that. -->\n\n"

@@ -125,7 +125,7 @@ _ENGINES = list(SURFACES)[:6]
 def numbers(name: str, docstring: str) -> set[str]:
     """Return the cases that a test is about, by its name and the first words of its docstring."""
     found = set()
-    for prefix, pattern in {"": r"case_([0-9_]+)", "F": r"fault_05_([0-9]+)", "L": r"load_05_([0-9]+)"}.items():
+    for prefix, pattern in {"": r"case_([0-9_]+)", "F": r"fault_05_([0-9]+)", "L": r"load_([0-9]+)"}.items():
         match = re.search(pattern, name)
         if match:
             found |= {f"{prefix}{int(number)}" for number in match[1].strip("_").split("_") if number}

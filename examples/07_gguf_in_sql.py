@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 import aq2_pipeline
-from aq2_pipeline.io.frames import reader
-from aq2_pipeline.io.gguf import open_gguf
-from aq2_pipeline.io.gguf_layout import header_of
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.source import open_gguf
+from aq2_pipeline.io.tables.frames import reader
 
 # A model of two blocks, in the formats that llama.cpp takes for such tensors.
 rng = np.random.default_rng(0)

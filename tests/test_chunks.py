@@ -15,10 +15,10 @@ from support.samples import bell, column, shapes
 
 import aq2_pipeline
 from aq2_pipeline import ArrowQuantV2, FormatError, InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.io import parquet
 from aq2_pipeline.io.convert import dequantize_file
 from aq2_pipeline.io.listing import inspect_file
-from aq2_pipeline.io.parquet import QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet import file as parquet
+from aq2_pipeline.io.parquet.file import QuantizedFile, write_quantized
 
 RESULTS = ("quantized_data", "scales", "zero_points")
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import aq2_pipeline
 from aq2_pipeline import InputValueError, SchemeError, cli, comparing, picture
-from aq2_pipeline.io import source
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.tables import source
 
 RNG = np.random.default_rng(12)
 NAMES = ["int8_g64", "int4_g64", "int4_g64_asym", "int3_g32"]

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.io import integer_codes, tensor_files
-from aq2_pipeline.io.integer_codes import pack, unpack
+from aq2_pipeline.io.folders import integer_codes
+from aq2_pipeline.io.folders.integer_codes import pack, unpack
+from aq2_pipeline.io.safetensors import layout as tensor_files
 
 RNG = np.random.default_rng(3)
 SCHEMA = {

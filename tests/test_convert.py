@@ -13,11 +13,12 @@ from support.model_files import handmade, minilm_file, mixed_model, names_in, wo
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputValueError, SchemeError, register, schemes
-from aq2_pipeline.io import convert, source
+from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet.file import QuantizedFile, write_quantized
 from aq2_pipeline.io.recipes import Recipe
+from aq2_pipeline.io.tables import source
 from aq2_pipeline.io.targets import TARGETS, Options, sink_for, target_for
 
 RNG = np.random.default_rng(5)
@@ -144,7 +145,7 @@ def test_row_groups_are_bounded_by_bytes(minilm, tmp_path, monkeypatch):
     lengths = _group_sizes(tmp_path / "q.parquet")
     assert len(lengths) > 1
     assert all(4 * sum(group) <= 2**26 or len(group) == 1 for group in lengths)
-    monkeypatch.setattr("aq2_pipeline.io.parquet.ROW_GROUP_BYTES", 2**22)
+    monkeypatch.setattr("aq2_pipeline.io.parquet.file.ROW_GROUP_BYTES", 2**22)
     write_quantized([pl.read_parquet(tmp_path / "q.parquet")], tmp_path / "small.parquet")
     assert all(4 * sum(group) <= 2**22 or len(group) == 1 for group in _group_sizes(tmp_path / "small.parquet"))
     dequantize_file(tmp_path / "small.parquet", tmp_path / "small.safetensors")
@@ -448,7 +449,7 @@ def test_progress_that_raises_stops_the_run(model, tmp_path):
 def test_source_that_changes_while_it_is_read(model, tmp_path, monkeypatch, kind, how):
     """A source that is cut, written or replaced during a run is a FormatError with its name; the target stays."""
     monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 4096)
-    monkeypatch.setattr("aq2_pipeline.io.parquet.ROW_GROUP_BYTES", 4096 * 4)
+    monkeypatch.setattr("aq2_pipeline.io.parquet.file.ROW_GROUP_BYTES", 4096 * 4)
     path = model
     if kind == "parquet":
         path = tmp_path / "m.parquet"

@@ -9,9 +9,9 @@ from numba import njit
 from support.model_files import handmade, minilm_file, mixed_model
 
 from aq2_pipeline import InputValueError, scan_safetensors
-from aq2_pipeline.io import source as scanning
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import QuantizedFile
+from aq2_pipeline.io.parquet.file import QuantizedFile
+from aq2_pipeline.io.tables import source as scanning
 from aq2_pipeline.kernels import bits
 
 COLUMNS = {"layer_name": pl.String(), "shape": pl.List(pl.Int64), "dtype": pl.String()}

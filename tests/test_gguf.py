@@ -21,17 +21,17 @@ from aq2_pipeline import (
     scan_gguf,
 )
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
-from aq2_pipeline.io.frames import reader
-from aq2_pipeline.io.gguf import open_gguf
-from aq2_pipeline.io.gguf_header import read_header
-from aq2_pipeline.io.gguf_layout import header_of
-from aq2_pipeline.io.gguf_types import GGML_NAMES, GGML_TYPES, REMOVED_TYPES
-from aq2_pipeline.io.gguf_values import KeyValue, Metadata, key_value
+from aq2_pipeline.io.gguf.header import read_header
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.source import open_gguf
+from aq2_pipeline.io.gguf.types import GGML_NAMES, GGML_TYPES, REMOVED_TYPES
+from aq2_pipeline.io.gguf.values import KeyValue, Metadata, key_value
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet_source import scan_parquet
+from aq2_pipeline.io.parquet.source import scan_parquet
 from aq2_pipeline.io.paths import open_regular
 from aq2_pipeline.io.recipes import Recipe
-from aq2_pipeline.io.source import Source
+from aq2_pipeline.io.tables.frames import reader
+from aq2_pipeline.io.tables.source import Source
 
 RNG = np.random.default_rng(71)
 

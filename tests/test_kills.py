@@ -17,19 +17,23 @@ from safetensors.numpy import save_file
 from support.model_files import names_in
 
 from aq2_pipeline import FormatError
-from aq2_pipeline.io import convert, staging, writing
+from aq2_pipeline.io import convert
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.recipes import Recipe
-from aq2_pipeline.io.sinks import MANIFEST, Sink
-from aq2_pipeline.io.staging import OutFile, Piece, Spec, staged
 from aq2_pipeline.io.targets import Options, sink_for, target_for
+from aq2_pipeline.io.writing import files as writing
+from aq2_pipeline.io.writing import staging
+from aq2_pipeline.io.writing.sinks import MANIFEST, Sink
+from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec, staged
 
 RNG = np.random.default_rng(83)
 SCHEMES = {"parquet": "int4_g64", "gguf": "q8_0", "safetensors": "int8_g64"}
 #: Runs that kill themselves after so many steps, each in a process of its own: a process that has all modules forks.
 RUNNER = """
 import json, os, signal, sys
-from aq2_pipeline.io import convert, staging, writing
+from aq2_pipeline.io import convert
+from aq2_pipeline.io.writing import staging
+from aq2_pipeline.io.writing import files as writing
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.targets import Options, sink_for, target_for
@@ -198,7 +202,8 @@ def test_only_the_same_run_is_taken_up(run, model, tmp_path, monkeypatch, change
 
 SLOW = """
 import sys, time
-from aq2_pipeline.io import convert, sinks
+from aq2_pipeline.io import convert
+from aq2_pipeline.io.writing import sinks
 convert.CHUNK_WEIGHTS = 8192
 original = convert.quantize
 def slow(*arguments, **keywords):
@@ -315,7 +320,7 @@ def test_error_of_the_source_names_the_source(model, tmp_path, monkeypatch):
         def readinto(self, _):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("aq2_pipeline.io.source.open_regular", File)
+    monkeypatch.setattr("aq2_pipeline.io.tables.source.open_regular", File)
     with pytest.raises(OSError, match="Input/output") as caught:
         convert.quantize_file(model, tmp_path / "m.gguf", Recipe("q8_0"))
     assert caught.value.filename == str(model)

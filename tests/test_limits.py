@@ -18,12 +18,12 @@ from support.protobuf import external, field, model, pair, tensor
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, limits, set_limits
-from aq2_pipeline.io import tensor_files
-from aq2_pipeline.io.gguf_layout import header_of
+from aq2_pipeline.io.folders.model import _read_config
+from aq2_pipeline.io.gguf.layout import header_of
 from aq2_pipeline.io.limits import LARGEST, Limits, variable_of
-from aq2_pipeline.io.model_folder import _read_config
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.staging import Spec
+from aq2_pipeline.io.safetensors import layout as tensor_files
+from aq2_pipeline.io.writing.staging import Spec
 
 ROOT = Path(__file__).parents[1]
 NAMES = [each.name for each in fields(Limits)]
@@ -159,7 +159,7 @@ def test_a_bomb_is_read_where_its_limit_allows(tmp_path):
 
 PEAK = """
 import resource, sys
-import aq2_pipeline.io.safetensors
+import aq2_pipeline.io.safetensors.source
 from aq2_pipeline import FormatError, scan_safetensors
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.io import tensor_files
+from aq2_pipeline.io.safetensors import layout as tensor_files
 
 RNG = np.random.default_rng(4)
 

@@ -14,11 +14,11 @@ import pytest
 from ml_dtypes import bfloat16
 
 from aq2_pipeline import Aq2Error, FormatError, InputValueError, scan_npz
-from aq2_pipeline.io import npz as npz_reading
-from aq2_pipeline.io import source as scanning
-from aq2_pipeline.io.frames import reader
-from aq2_pipeline.io.npz import open_npz
+from aq2_pipeline.io.npz import source as npz_reading
+from aq2_pipeline.io.npz.source import open_npz
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.tables import source as scanning
+from aq2_pipeline.io.tables.frames import reader
 
 RNG = np.random.default_rng(9)
 VALUES = RNG.normal(size=(4, 6)).astype(np.float32)

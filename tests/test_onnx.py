@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from support.protobuf import external, field, model, pair, tensor, varint
 
 from aq2_pipeline import Aq2Error, FormatError, InputValueError, scan_onnx
-from aq2_pipeline.io import source as scanning
-from aq2_pipeline.io import varints
-from aq2_pipeline.io.frames import reader
-from aq2_pipeline.io.onnx import open_onnx
+from aq2_pipeline.io.onnx import varints
+from aq2_pipeline.io.onnx.source import open_onnx
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.tables import source as scanning
+from aq2_pipeline.io.tables.frames import reader
 
 RNG = np.random.default_rng(8)
 VALUES = RNG.normal(size=(4, 6)).astype(np.float32)
@@ -231,7 +231,7 @@ def test_locations_outside_the_folder_are_refused_by_name(tmp_path, monkeypatch,
     (tmp_path / "w").write_bytes(TWO)
     path = written(tmp_path / "m/m.onnx", model(external("first", location="m.onnx"), external(location=location)))
     opened = []
-    monkeypatch.setattr("aq2_pipeline.io.onnx_header.stamp_at", lambda file: opened.append(file) or (8, 0))
+    monkeypatch.setattr("aq2_pipeline.io.onnx.header.stamp_at", lambda file: opened.append(file) or (8, 0))
     with pytest.raises(FormatError, match=r"m\.onnx") as caught:
         scan_onnx(path)
     assert caught.value.layer == "w"

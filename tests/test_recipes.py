@@ -3,10 +3,10 @@
 import pytest
 
 from aq2_pipeline import InputValueError, SchemeError
-from aq2_pipeline.io.gguf_sink import GgufSink
-from aq2_pipeline.io.parquet_sink import ParquetSink
+from aq2_pipeline.io.gguf.sink import GgufSink
+from aq2_pipeline.io.parquet.sink import ParquetSink
 from aq2_pipeline.io.recipes import Choice, Recipe, parse_rule
-from aq2_pipeline.io.sinks import Layer
+from aq2_pipeline.io.writing.sinks import Layer
 
 PARQUET, GGUF = ParquetSink(), GgufSink()
 

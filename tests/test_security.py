@@ -19,7 +19,7 @@ NEVER += "requests httpx asyncio xmlrpc smtplib ssl webbrowser yaml code runpy"
 #: The host's name tells temporary files of machines apart; a child tries what a new DuckDB can do; `aq2 demo` takes its
 #: model out of an installed package.
 ONLY_IN = {
-    "socket": {"io/writing.py"},
+    "socket": {"io/writing/files.py"},
     "subprocess": {"udfs/duckdb_native/installing.py"},
     "zipfile": {"demo.py"},
 }
@@ -62,7 +62,7 @@ WATCHED = """
 import os, sys
 from pathlib import Path
 from aq2_pipeline import Aq2Error
-from aq2_pipeline.io.frames import reader
+from aq2_pipeline.io.tables.frames import reader
 from aq2_pipeline.io.opening import open_source
 
 folder = Path(sys.argv[1])

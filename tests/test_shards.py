@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, open_reader, scan_safetensors
-from aq2_pipeline.io import source as scanning
 from aq2_pipeline.io.listing import inspect_file
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.predicates import conjuncts
-from aq2_pipeline.io.safetensors import open_safetensors
+from aq2_pipeline.io.safetensors.source import open_safetensors
+from aq2_pipeline.io.tables import source as scanning
+from aq2_pipeline.io.tables.predicates import conjuncts
 
 RNG = np.random.default_rng(11)
 LAYERS = {name: RNG.normal(size=(6, 10)).astype(np.float32) for name in ("c", "a", "d", "b")}

@@ -14,14 +14,14 @@ from support.model_files import names_in
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError, scan_gguf, scan_safetensors
-from aq2_pipeline.io import parquet
-from aq2_pipeline.io.gguf_layout import header_of
-from aq2_pipeline.io.gguf_sink import sink_gguf
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.sink import sink_gguf
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet_sink import sink_parquet
-from aq2_pipeline.io.parquet_source import scan_parquet
-from aq2_pipeline.io.safetensors_sink import sink_safetensors
-from aq2_pipeline.io.sinks import MANIFEST, check_target
+from aq2_pipeline.io.parquet import file as parquet
+from aq2_pipeline.io.parquet.sink import sink_parquet
+from aq2_pipeline.io.parquet.source import scan_parquet
+from aq2_pipeline.io.safetensors.sink import sink_safetensors
+from aq2_pipeline.io.writing.sinks import MANIFEST, check_target
 
 RNG = np.random.default_rng(21)
 SINKS = {"parquet": sink_parquet, "safetensors": sink_safetensors, "gguf": sink_gguf}

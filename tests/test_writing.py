@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from support.model_files import names_in
 
-from aq2_pipeline.io import writing
-from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.io.writing import files as writing
+from aq2_pipeline.io.writing.files import replacing
 
 KILLED = """
 import os, signal, sys
-from aq2_pipeline.io.writing import replacing
+from aq2_pipeline.io.writing.files import replacing
 with replacing(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     if sys.argv[2] == "killed":

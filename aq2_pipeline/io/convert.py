@@ -15,15 +15,15 @@ from aq2_pipeline import schemes
 from aq2_pipeline.differences import Difference, difference
 from aq2_pipeline.errors import Aq2Error, InputValueError
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parts import parts_of
 from aq2_pipeline.io.plans import plan
 from aq2_pipeline.io.reports import LayerReport, Report
-from aq2_pipeline.io.rows import rows_of
-from aq2_pipeline.io.sinks import check_target, described, layer_of
-from aq2_pipeline.io.source import Source
-from aq2_pipeline.io.staging import staged
+from aq2_pipeline.io.tables.parts import parts_of
+from aq2_pipeline.io.tables.rows import rows_of
+from aq2_pipeline.io.tables.source import Source
 from aq2_pipeline.io.targets import Options, sink_for, target_for
-from aq2_pipeline.io.writing import publish
+from aq2_pipeline.io.writing.files import publish
+from aq2_pipeline.io.writing.sinks import check_target, described, layer_of
+from aq2_pipeline.io.writing.staging import staged
 from aq2_pipeline.layers import check_chunk
 from aq2_pipeline.udfs.python import dequantize, quantize
 from aq2_pipeline.version import __version__
@@ -31,12 +31,12 @@ from aq2_pipeline.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from aq2_pipeline.io.parts import Part
     from aq2_pipeline.io.plans import Plan, PlannedLayer
     from aq2_pipeline.io.recipes import Recipe
-    from aq2_pipeline.io.rows import Row
-    from aq2_pipeline.io.sinks import Sink
-    from aq2_pipeline.io.staging import Staging
+    from aq2_pipeline.io.tables.parts import Part
+    from aq2_pipeline.io.tables.rows import Row
+    from aq2_pipeline.io.writing.sinks import Sink
+    from aq2_pipeline.io.writing.staging import Staging
     from aq2_pipeline.schemes import Scheme
 
     Progress = Callable[[str, int, LayerReport | None], None]

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import SchemeError
-from aq2_pipeline.io.collecting import collector_paused
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.tables.collecting import collector_paused
 from aq2_pipeline.udfs.python import weight_stats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from aq2_pipeline.io.parts import Tensor
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.tables.parts import Tensor
+    from aq2_pipeline.io.tables.source import Source
 
     Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.tables.source import Source
 
 __all__ = ["FORMATS", "Format", "open_source"]
 
@@ -44,11 +44,11 @@ class Format(NamedTuple):
 
 #: The first that fits; safetensors takes what nothing else does, and says what is wrong with it.
 FORMATS = [
-    Format("parquet", (".parquet",), (b"PAR1",), "parquet_source", "open_parquet"),
-    Format("GGUF", (".gguf",), (b"GGUF",), "gguf", "open_gguf"),
-    Format("onnx", (".onnx",), (), "onnx", "open_onnx"),
-    Format("npz", (".npz",), (), "npz", "open_npz"),  # no mark: a zip file of another name stays refused
-    Format("safetensors", (".safetensors", ".index.json"), (), "safetensors", "open_safetensors"),
+    Format("parquet", (".parquet",), (b"PAR1",), "parquet.source", "open_parquet"),
+    Format("GGUF", (".gguf",), (b"GGUF",), "gguf.source", "open_gguf"),
+    Format("onnx", (".onnx",), (), "onnx.source", "open_onnx"),
+    Format("npz", (".npz",), (), "npz.source", "open_npz"),  # no mark: a zip file of another name stays refused
+    Format("safetensors", (".safetensors", ".index.json"), (), "safetensors.source", "open_safetensors"),
 ]
 
 

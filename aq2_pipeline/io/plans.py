@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import InputValueError, SchemeError
-from aq2_pipeline.io.sinks import Layer
+from aq2_pipeline.io.writing.sinks import Layer
 
 if TYPE_CHECKING:
-    from aq2_pipeline.io.parts import Tensor
     from aq2_pipeline.io.recipes import Recipe
-    from aq2_pipeline.io.sinks import Sink
-    from aq2_pipeline.io.source import Source
-    from aq2_pipeline.io.staging import Spec
+    from aq2_pipeline.io.tables.parts import Tensor
+    from aq2_pipeline.io.tables.source import Source
+    from aq2_pipeline.io.writing.sinks import Sink
+    from aq2_pipeline.io.writing.staging import Spec
 
 __all__ = ["Plan", "PlannedLayer", "plan"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aq2_pipeline.io.frames import reader
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.tables.frames import reader
 
 if TYPE_CHECKING:
     import pyarrow as pa

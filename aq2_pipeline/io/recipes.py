@@ -13,7 +13,7 @@ from aq2_pipeline.errors import InputValueError, SchemeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aq2_pipeline.io.sinks import Layer, Sink
+    from aq2_pipeline.io.writing.sinks import Layer, Sink
     from aq2_pipeline.schemes import Scheme
 
 __all__ = ["KEEP", "Choice", "Recipe", "parse_rule"]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from aq2_pipeline.io.sinks import Sink
-    from aq2_pipeline.io.source import Source
+    from aq2_pipeline.io.tables.source import Source
+    from aq2_pipeline.io.writing.sinks import Sink
 
 __all__ = ["TARGETS", "Options", "Target", "sink_for", "target_for"]
 
@@ -61,11 +61,11 @@ class Target(NamedTuple):
 
 
 TARGETS = [
-    Target("parquet", (".parquet",), "parquet_sink"),
-    Target("gguf", (".gguf",), "gguf_sink"),
-    Target("safetensors", (".safetensors",), "safetensors_sink"),
-    Target("compressed-tensors", (), "compressed_tensors"),
-    Target("mlx", (), "mlx"),
+    Target("parquet", (".parquet",), "parquet.sink"),
+    Target("gguf", (".gguf",), "gguf.sink"),
+    Target("safetensors", (".safetensors",), "safetensors.sink"),
+    Target("compressed-tensors", (), "folders.compressed_tensors"),
+    Target("mlx", (), "folders.mlx"),
 ]
 
 

@@ -13,9 +13,9 @@ from support import ggml
 
 import aq2_pipeline
 from aq2_pipeline import layout
-from aq2_pipeline.io.gguf import open_gguf
-from aq2_pipeline.io.gguf_header import read_header
-from aq2_pipeline.io.gguf_layout import header_of
+from aq2_pipeline.io.gguf.header import read_header
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.source import open_gguf
 
 #: Tensors of each type in the file, and their weights.
 HOLDS = {

@@ -44,9 +44,9 @@ def read(path, thorough):
     """Read all that a file has, in every form; `thorough` also by the ways of the engines and into another file."""
     import aq2_pipeline  # noqa: PLC0415 - after the limits
     from aq2_pipeline.io.convert import quantize_file  # noqa: PLC0415
-    from aq2_pipeline.io.frames import lazy_frame, reader  # noqa: PLC0415
     from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
     from aq2_pipeline.io.recipes import Recipe  # noqa: PLC0415
+    from aq2_pipeline.io.tables.frames import lazy_frame, reader  # noqa: PLC0415
 
     source = open_source(path)
     dict(source.metadata)

@@ -15,9 +15,9 @@ from robustness.harness import in_child
 from robustness.interrupts import ENGINES, SURFACES, TOLD, contents, interrupt, stop_command, write_model
 
 from aq2_pipeline import FormatError
-from aq2_pipeline.io import writing
 from aq2_pipeline.io.convert import quantize_file
 from aq2_pipeline.io.recipes import Recipe
+from aq2_pipeline.io.writing import files as writing
 
 ROOT = Path(__file__).parents[2]
 #: Targets of each kind: a file that is composed, a file laid out beforehand, a folder.
@@ -30,7 +30,14 @@ import os, shutil, signal, sys
 from pathlib import Path
 import aq2_pipeline
 from aq2_pipeline import cli
-from aq2_pipeline.io import compressed_tensors, convert, gguf_sink, parquet_sink, sinks, staging, tensor_files, writing
+from aq2_pipeline.io.folders import compressed_tensors
+from aq2_pipeline.io import convert
+from aq2_pipeline.io.gguf import sink as gguf_sink
+from aq2_pipeline.io.parquet import sink as parquet_sink
+from aq2_pipeline.io.writing import sinks
+from aq2_pipeline.io.writing import staging
+from aq2_pipeline.io.safetensors import layout as tensor_files
+from aq2_pipeline.io.writing import files as writing
 from robustness.interrupts import contents, write_model
 
 WATCHED = {module.__file__ for module in (convert, gguf_sink, parquet_sink, sinks, staging, writing, shutil)}
@@ -533,7 +540,7 @@ def test_fault_05_11_source_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
     with pytest.raises(FormatError, match=r"model\.safetensors"):
         quantize_file(tmp_path / "model.safetensors", tmp_path / "q.parquet", Recipe("int4_g64"), progress=cut)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
-    from aq2_pipeline.io.safetensors import scan_safetensors  # noqa: PLC0415 - the whole text is there
+    from aq2_pipeline.io.safetensors.source import scan_safetensors  # noqa: PLC0415 - the whole text is there
 
     told = " ".join((scan_safetensors.__doc__ or "").split())
     assert re.search("mmap : bool .* nobody shortens .*SIGBUS", told), told

@@ -16,7 +16,7 @@ from robustness.harness import in_child
 from safetensors import SafetensorError, safe_open
 
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, scan_safetensors, set_limits
-from aq2_pipeline.io import source as scanning
+from aq2_pipeline.io.tables import source as scanning
 
 FLOAT = ("F32", [1], bytes(4))
 #: Time for what must take 50 ms: the machine may be busy, a hang is what is looked for.
@@ -69,7 +69,7 @@ def test_case_62_takes_no_memory(tmp_path):
     found = in_child(
         f"""
 import resource, time
-import aq2_pipeline.io.safetensors
+import aq2_pipeline.io.safetensors.source
 from aq2_pipeline import FormatError, scan_safetensors
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start, slowest = peak(), time.perf_counter(), 0
@@ -183,7 +183,7 @@ def test_case_68_many_tensors_are_listed(tmp_path, n, most_seconds):
     found = in_child(
         f"""
 import resource, time
-import aq2_pipeline, aq2_pipeline.io.safetensors
+import aq2_pipeline, aq2_pipeline.io.safetensors.source
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = peak(), time.process_time()
 names = aq2_pipeline.scan_safetensors({str(path)!r}).select("layer_name").collect()["layer_name"]
@@ -246,7 +246,7 @@ def test_case_69_entry_is_named_before_any_shard_is_opened(model, monkeypatch, f
     """A wrong entry is refused with the index, the tensor and the entry, and no shard is opened."""
     says(model, b=ENTRIES[fault])
     opened = []
-    monkeypatch.setattr("aq2_pipeline.io.safetensors.open_regular", opened.append)
+    monkeypatch.setattr("aq2_pipeline.io.safetensors.source.open_regular", opened.append)
     error = refused(model, r"model\.safetensors\.index\.json")
     assert error.layer == "b"
     assert repr(str(ENTRIES[fault])) in str(error)

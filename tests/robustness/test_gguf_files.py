@@ -8,9 +8,9 @@ import pytest
 from support.gguf_files import ARRAY, Q4_0, STRING, U8, U32, entry, handmade, info, refused, text
 
 from aq2_pipeline import FormatError, gguf_metadata, scan_gguf, set_limits
-from aq2_pipeline.io.gguf import open_gguf
-from aq2_pipeline.io.gguf_layout import header_of
-from aq2_pipeline.io.gguf_types import REMOVED_TYPES
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.source import open_gguf
+from aq2_pipeline.io.gguf.types import REMOVED_TYPES
 
 RNG = np.random.default_rng(71)
 

@@ -10,10 +10,11 @@ from safetensors.numpy import load_file, save_file
 from support.model_files import names_in
 
 from aq2_pipeline import FormatError, InputValueError
-from aq2_pipeline.io import convert, parquet
+from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import QuantizedFile
+from aq2_pipeline.io.parquet import file as parquet
+from aq2_pipeline.io.parquet.file import QuantizedFile
 from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.targets import Options, sink_for, target_for
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from aq2_pipeline import FormatError
-from aq2_pipeline.io.gguf import open_gguf
+from aq2_pipeline.io.gguf.source import open_gguf
 
 F32, Q4_0, STRING, ARRAY, U8, U32 = 0, 2, 8, 9, 0, 4
 

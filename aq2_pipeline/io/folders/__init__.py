@@ -1,0 +1,1 @@
+"""Folders that engines load: compressed-tensors and MLX."""

@@ -1,0 +1,356 @@
+"""Quantized layer tables as Parquet files: row groups bounded by bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from aq2_pipeline import arrow, layout, schemes
+from aq2_pipeline.errors import Aq2Error, FormatError
+from aq2_pipeline.io.parquet.chunks import Part, Place, StoredLayer, joined
+from aq2_pipeline.io.paths import bad_file, open_regular
+from aq2_pipeline.io.writing.files import replacing
+from aq2_pipeline.layers import is_chunk
+from aq2_pipeline.version import __version__
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+__all__ = ["LAYER_TABLE", "RAW", "ROW_GROUP_BYTES", "QuantizedFile", "write_quantized"]
+
+#: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
+ROW_GROUP_BYTES = 1 << 26
+LAYER_TABLE = pa.schema([*layout.LAYER_FIELDS, pa.field("quantized", layout.QUANTIZED)])
+#: The bytes of a tensor that has no codes: elements of its dtype, little-endian.
+RAW = pa.field("raw", pa.large_binary())
+#: What pyarrow raises for damaged files: names and texts that are no UTF-8 come through as they are.
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+_CHUNK_NAMES = tuple(field.name for field in layout.CHUNK_FIELDS)
+#: Rows of a file at the most: as many as the tensors of any other.
+MAX_ROWS = 10**6
+#: Codes do not repeat, so a dictionary of them only costs.
+_DICTIONARIES = ["dtype", "quantized.scheme"]
+
+
+def write_quantized(
+    tables: Iterable[Any], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write layer tables with the column `quantized` to one Parquet file.
+
+    Parameters
+    ----------
+    tables : iterable
+        pyarrow tables or record batches, Polars frames, or anything with
+        ``__arrow_c_stream__``, of the columns ``layer_name``, ``shape``,
+        ``dtype`` and ``quantized``, and where rows are chunks of a layer
+        ``chunk``, ``start`` and ``tensor_shape``; others are dropped. Each is
+        written when it comes, so an iterator keeps one in memory.
+    target : str or Path
+        It is replaced once the file is complete.
+    metadata : mapping of str to str, optional
+        Added to the file's key-value metadata, beside ``aq2_pipeline`` (the
+        version).
+
+    Returns
+    -------
+    int
+        The rows written.
+
+    Raises
+    ------
+    FormatError
+        If a table lacks a column, has one of another type, or is the first with chunks and not the first.
+    OSError
+        If the file cannot be written; an earlier one stays as it was.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import polars as pl
+    >>> import aq2_pipeline
+    >>> df = pl.DataFrame({"layer_name": ["w"], "shape": [[2, 2]], "dtype": ["F32"], "weights": [[1.0, 2, 3, 4]]})
+    >>> with TemporaryDirectory() as folder:
+    ...     write_quantized([df.with_columns(quantized=pl.col("weights").aq2.quantize(4, "shape"))], f"{folder}/q")
+    ...     pl.read_parquet(f"{folder}/q").select(pl.col("quantized").struct.field("scheme")).item()
+    1
+    'int4_g128'
+    """
+    about = {"aq2_pipeline": __version__, **(metadata or {})}
+    n_rows = 0
+    with replacing(target) as temporary:
+        with ExitStack() as open_files:
+            file = open_files.enter_context(temporary.open("wb"))  # pyarrow takes no name but of UTF-8
+            groups: _Groups | None = None
+            for given in tables:
+                table = pa.table(given)
+                if groups is None:
+                    groups = _Groups(open_files.enter_context(_writer(file, _schema_of(table), about)))
+                n_rows += len(table)
+                groups.add(_layer_table(table, groups.writer.schema, target))
+                del given, table  # before the next is made
+            if groups is None:
+                open_files.enter_context(_writer(file, LAYER_TABLE, about))
+            else:
+                groups.write()
+        with temporary.open("rb") as made, pq.ParquetFile(made) as written:
+            if written.metadata.num_rows != n_rows:
+                msg = f"{str(target)!r}: {written.metadata.num_rows} of {n_rows} rows were written"
+                raise FormatError(msg)
+    return n_rows
+
+
+def _schema_of(table: pa.Table) -> pa.Schema:
+    """Return the columns of a layer table that a table has."""
+    chunks = layout.CHUNK_FIELDS if any(name in table.column_names for name in _CHUNK_NAMES) else ()
+    raw = [RAW] if RAW.name in table.column_names else []
+    return pa.schema([*layout.LAYER_FIELDS, *chunks, LAYER_TABLE.field("quantized"), *raw])
+
+
+def _writer(file: IO[bytes], schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
+    options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
+    told = {
+        name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()
+    }
+    return pq.ParquetWriter(file, schema.with_metadata(told), **options)  # names of files may be any bytes
+
+
+def _readable(path: Path) -> Any:
+    """Return what pyarrow reads a file by: its path, or where that is not UTF-8, the open file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.open("rb")
+    return path
+
+
+class _Groups:
+    """Rows that wait for their row group to be full: at most `ROW_GROUP_BYTES` of float32 weights, or one row."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.writer = writer
+        self._tables: list[pa.Table] = []
+        self._n_bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows, and write the row groups before them that are full."""
+        first = 0
+        for row, length in enumerate(_lengths(table)):
+            if (self._tables or row > first) and self._n_bytes + 4 * length > ROW_GROUP_BYTES:
+                self._tables.append(table.slice(first, row - first))
+                self.write()
+                first = row
+            self._n_bytes += 4 * length
+        self._tables.append(table.slice(first))
+
+    def write(self) -> None:
+        """Write what waits as one row group."""
+        table = pa.concat_tables(self._tables) if self._tables else self.writer.schema.empty_table()
+        if len(table):
+            self.writer.write_table(table, row_group_size=len(table))
+        self._tables, self._n_bytes = [], 0
+
+
+def _layer_table(table: pa.Table, schema: pa.Schema, target: Any) -> pa.Table:
+    """Return the columns of a schema; those of chunks are null where the table does not have them."""
+    missing = [name for name in LAYER_TABLE.names if name not in table.column_names]
+    if missing:
+        msg = f"{str(target)!r}: the table has no column {', '.join(map(repr, missing))}"
+        raise FormatError(msg, f"a layer table has {', '.join(map(repr, LAYER_TABLE.names))}")
+    late = [name for name in (*_CHUNK_NAMES, RAW.name) if name in table.column_names and name not in schema.names]
+    if late:
+        msg = f"{str(target)!r}: the table has the column {', '.join(map(repr, late))}, the tables before it do not"
+        raise FormatError(msg, "give the first table these columns too, with nulls")
+    for name in schema.names:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        msg = f"{str(target)!r}: the table is no layer table: {error}"
+        raise FormatError(msg, "the reference page on layout has the types of the columns") from None
+
+
+def _lengths(table: pa.Table) -> list[int]:
+    """Return the weights that each row holds, or what its bytes are worth."""
+    lengths = [n or 0 for chunk in table["quantized"].chunks for n in chunk.field("length").to_pylist()]
+    if RAW.name in table.column_names:
+        raw = pc.binary_length(table[RAW.name]).to_pylist()
+        return [n or (size or 0) // 4 for n, size in zip(lengths, raw, strict=True)]
+    return lengths
+
+
+class QuantizedFile:
+    """A Parquet file of quantized layers, read in batches of bounded size.
+
+    Parameters
+    ----------
+    source : str or Path
+        Written by `write_quantized`, or any Parquet file with the columns
+        ``layer_name`` and ``quantized``, and if it has them ``shape``, ``dtype``
+        and what says which part of a layer a row is.
+
+    Raises
+    ------
+    FormatError
+        If it is none.
+    OSError
+        If it is missing or may not be read.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]) -> None:
+        self.path = Path(source).expanduser()
+        open_regular(self.path).close()
+        try:
+            self._file = pq.ParquetFile(_readable(self.path), pre_buffer=False, buffer_size=1 << 20)
+            self.schema = self._file.schema_arrow
+            texts = ((k.decode(), v.decode()) for k, v in self._key_values())
+            self.metadata = {name: text for name, text in texts if name != "ARROW:schema"}
+        except _UNREADABLE as error:
+            raise bad_file(self.path, f"no Parquet file that can be read: {error}") from None
+        if self._file.metadata.num_rows > MAX_ROWS:
+            raise bad_file(self.path, f"the file claims {self._file.metadata.num_rows} rows; {MAX_ROWS} are read")
+        for name in ("layer_name", "quantized"):
+            if self.schema.names.count(name) != 1:
+                raise bad_file(self.path, f"the file has no column {name!r}", "expected what aq2 quantize writes")
+        for name in ("shape", *_CHUNK_NAMES):
+            kind = self.schema.field(name).type if name in self.schema.names else pa.null()
+            many = name in ("shape", "tensor_shape")
+            value = kind.value_type if many and arrow.is_list(kind) else pa.null() if pt.is_null(kind) else kind
+            if not (pt.is_null(value) or (pt.is_integer(value) and arrow.is_list(kind) is many)):
+                raise bad_file(self.path, f"the column {name!r} is {kind}", "see the reference page on layout")
+
+    def _key_values(self) -> Iterable[tuple[bytes, bytes]]:
+        return (self.schema.metadata or {}).items()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close(force=True)
+
+    @property
+    def has_raw(self) -> bool:
+        """Whether it has the bytes of tensors that have no codes."""
+        names = self.schema.names
+        return names.count(RAW.name) == 1 and arrow.is_binary(self.schema.field(RAW.name).type)
+
+    @property
+    def source_metadata(self) -> dict[str, str]:
+        """The ``__metadata__`` of the safetensors file that this was made of."""
+        try:
+            found = json.loads(self.metadata.get("aq2.source_metadata", "{}"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise bad_file(self.path, "the key aq2.source_metadata is not an object of strings")
+        return found
+
+    @property
+    def layers(self) -> list[StoredLayer]:
+        """Every layer, in order of its first row; the chunks of a layer are one.
+
+        Raises
+        ------
+        FormatError
+            Naming the layer, if a row contradicts itself, or the chunks of a
+            layer are not exactly its weights.
+        """
+        return self._joined[0]
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the weights of each row go: the position in `layers`, and the weights of that layer before them."""
+        return self._joined[1]
+
+    @cached_property
+    def _joined(self) -> tuple[list[StoredLayer], list[Place]]:
+        return joined(self._parts, self.path)
+
+    @cached_property
+    def _parts(self) -> list[Part]:
+        fields = ("scheme", "length", "row_length")
+        columns = [name for name in ("layer_name", "shape", "dtype", *_CHUNK_NAMES) if name in self.schema.names]
+        rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
+        return [self._part(row) for row in rows]
+
+    def _part(self, row: dict[str, Any]) -> Part:
+        shape, (chunk, start, whole) = row.get("shape"), (row.get(name) for name in _CHUNK_NAMES)
+        return Part(self._stored(row), is_chunk(shape, chunk, start, whole), start, whole)
+
+    def _stored(self, row: dict[str, Any]) -> StoredLayer:
+        name, stored = row["layer_name"], row["quantized"] or {}
+        if not isinstance(name, str):
+            raise bad_file(self.path, f"a layer is called {name!r}")
+        scheme, length = stored.get("scheme"), stored.get("length")
+        shape = row.get("shape")
+        if scheme is None:
+            return StoredLayer(name, shape or [], row.get("dtype"), None, 0, 0)
+        if length is None or length < 0 or (shape is not None and _product(shape) != length):
+            raise bad_file(self.path, f"the shape {shape} and the length {length} contradict", layer=name)
+        row_length = stored.get("row_length")
+        try:
+            known = schemes.parse(scheme)
+        except Aq2Error as error:
+            raise error.at(layer=name) from None
+        row_length = length if row_length is None else row_length
+        n_bytes = known.n_bytes(length, row_length)
+        shape = [length] if shape is None else shape
+        return StoredLayer(name, shape, row.get("dtype"), known.name, length, n_bytes, row_length)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The elements of each row."""
+        return [part.stored.length if part.stored.scheme else _product(part.stored.shape) for part in self._parts]
+
+    def columns(self, names: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[list[int], pa.RecordBatch]]:
+        """Yield columns of some rows, at most `ROW_GROUP_BYTES` of decoded weights or one row at a time.
+
+        Parameters
+        ----------
+        names : sequence of str
+        rows : sequence of int
+            Rising.
+
+        Yields
+        ------
+        (list of int, pyarrow.RecordBatch)
+            Which rows, and their values.
+        """
+        first, wanted = 0, set(rows)
+        for group in range(self._file.num_row_groups):
+            last = first + self._file.metadata.row_group(group).num_rows
+            if wanted.isdisjoint(range(first, last)):
+                first = last
+                continue
+            step = max(1, ROW_GROUP_BYTES // (4 * max(self.sizes[first:last], default=0) or 1))
+            batches = self._file.iter_batches(batch_size=step, row_groups=[group], columns=list(names))
+            while (batch := self._read(lambda batches=batches: next(batches, None))) is not None:
+                kept = [row for row in range(first, first + len(batch)) if row in wanted]
+                if len(kept) == len(batch):
+                    yield kept, batch
+                elif kept:
+                    yield kept, batch.take(pa.array([row - first for row in kept]))
+                first += len(batch)
+            first = last
+
+    def _read(self, read: Any) -> Any:
+        try:
+            return read()
+        except _UNREADABLE as error:
+            raise bad_file(self.path, f"the file cannot be read: {error}", "it is cut, or damaged") from None
+
+
+def _product(shape: Sequence[int | None]) -> int:
+    product = 1
+    for axis in shape:
+        product *= -1 if axis is None or axis < 0 else axis
+    return product

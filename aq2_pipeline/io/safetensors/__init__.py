@@ -1,0 +1,1 @@
+"""safetensors files, alone and in shards."""

@@ -1,0 +1,1 @@
+"""What all formats share: tensors, the rows of a layer table, and how bytes become columns."""

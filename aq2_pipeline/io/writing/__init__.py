@@ -1,0 +1,1 @@
+"""Targets that are there whole or not at all."""
