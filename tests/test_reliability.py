@@ -71,7 +71,7 @@ def test_what_was_not_measured_is_said_so(reliability, tmp_path):
         ("test_case_07_subnormals", "", {"7"}),
         ("test_case_31_32_every_layout", "", {"31", "32"}),
         ("test_fault_05_01_kill", "", {"F1"}),
-        ("test_load_05_03_layer", "", {"L3"}),
+        ("test_load_03_layer", "", {"L3"}),
         ("test_templates", "Case 79: a chat template.", {"79"}),
         ("test_entries", "Cases 73 to 75: lengths.", {"73", "74", "75"}),
         ("test_headers", "Cases 71 and 72: magic.", {"71", "72"}),
