@@ -46,7 +46,7 @@ def aq2(*arguments: object) -> float:
     return int(done.stdout.split()[-1]) / 1024
 
 
-size = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+size = int(sys.argv[1]) if len(sys.argv) > 1 else 256
 with tempfile.TemporaryDirectory() as folder:
     paths = [Path(folder, f"{size}.safetensors") for size in (1, size)]
     for path, megabytes in zip(paths, (1, size), strict=True):
@@ -55,5 +55,5 @@ with tempfile.TemporaryDirectory() as folder:
         options = ("--scheme", scheme, "--memory", "440MB", "--threads", 2)
         before, peak = (aq2("quantize", path, Path(folder, target), *options) for path in paths)
         print(f"{size} MB to {target}: {peak:.0f} MB resident, of which {before:.0f} are there for 1 MB, too")
-        # The largest tensor and what its codes decode to would be as large as the file. Measured: a quarter of 64 MB.
+        # The largest tensor and what its codes decode to would be as large as the file.
         assert peak - before < size / 2

@@ -377,7 +377,7 @@ def test_a_folder_that_was_being_exchanged_comes_back(tmp_path):
     """Killed between the two steps of an exchange, the old folder has its name again at the next start."""
     target = tmp_path / "out"
     left = writing.temporary_of(target)
-    writing.release(left)
+    writing.remove(left)
     (left / "old").mkdir(parents=True)
     (left / "old" / "w").write_bytes(b"old")
     with staged(target):

@@ -155,7 +155,7 @@ new, old = made("folder", "int4_g32"), made("folder", "int8_g32")
 rename = Path.rename
 def stop(act):
     def renamed(self, to):
-        if self.name == "out" and Path(to).name == "folder":
+        if self.name == "exchanged" and Path(to).name == "folder":
             act()
         return rename(self, to)
     Path.rename = renamed

@@ -10,8 +10,8 @@ from fuzz.reading import verdict
 import aq2_pipeline
 
 #: Inputs of each format, examples of each check, sequences of calls: together about a minute on a quiet machine.
-N_INPUTS = 500
-N_EXAMPLES = {"functions": 40, "lying": 50, "chunks": 30}
+N_INPUTS = 300
+N_EXAMPLES = {"functions": 25, "lying": 25, "chunks": 15}
 N_SEQUENCES = 6
 #: Of one input, on a machine that may be busy; what takes 5 s of the processor dies of it.
 SLOWEST = 30
