@@ -88,8 +88,17 @@ ScaleDtype = Annotated[str, typer.Option(help="Of scales: F32, F16 or BF16, wher
 def main() -> None:
     """Run the command; a termination signal unwinds, so that no temporary file stays."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    atexit.register(gc.freeze)  # what ends with the process needs no collector, which takes half a second to look at it
+    atexit.register(_leave_uncollected)
     app()
+
+
+def _leave_uncollected() -> None:
+    """Spare what ends with the process the collector, which takes half a second to look at it.
+
+    But DuckDB's binding counts its objects when it is unloaded, and complains of those not collected.
+    """
+    if "duckdb" not in sys.modules:
+        gc.freeze()
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from aq2_pipeline import schemes as known
+from aq2_pipeline.differences import decibels
 from aq2_pipeline.errors import Aq2Error, InputValueError, SchemeError
 from aq2_pipeline.functions import FUNCTIONS, thread_count
 from aq2_pipeline.io.opening import open_source
@@ -254,16 +255,10 @@ class _Measured:
         kept = [(k, loss) for k in layers if isinstance(loss := losses[k], _Loss)]
         n_weights = sum(self.tensors[k].size for k in layers)
         noise, signal = math.fsum(loss.noise for _, loss in kept), math.fsum(self.signals[k] for k in layers)
-        bits, sqnr = 8 * sum(loss.n_bytes for _, loss in kept) / n_weights, _decibels(signal, noise)
+        bits, sqnr = 8 * sum(loss.n_bytes for _, loss in kept) / n_weights, decibels(signal, noise)
         worst, least = min(((self.tensors[k].name, loss.sqnr_db) for k, loss in kept), key=lambda pair: pair[1])
         lowest = (worst, least) if noise else (None, None)
         return (name, bits, sqnr, 10 ** (-sqnr / 20), *lowest, len(layers), n_weights, *tail)
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if not noise:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def as_json(table: pl.DataFrame) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from aq2_pipeline import threads
 if TYPE_CHECKING:
     from aq2_pipeline.weights import Array
 
-__all__ = ["Difference", "difference"]
+__all__ = ["Difference", "decibels", "difference"]
 
 #: Weights that one call into the kernel takes: a whole number of its blocks, 4 ms.
 _SLICE = 1 << 22
@@ -58,12 +58,7 @@ class Difference:
     @property
     def sqnr_db(self) -> float | None:
         """Signal to noise in decibels, +inf where nothing differs; None of nothing."""
-        if not self.size:
-            return None
-        if not self.error:
-            return math.inf
-        ratio = self.weight / self.error
-        return 10 * math.log10(ratio) if ratio else -math.inf
+        return decibels(self.weight, self.error) if self.size else None
 
     @property
     def cosine(self) -> float | None:
@@ -77,6 +72,14 @@ class Difference:
             return None
         found = (self.weight + self.other - self.error) / (2 * math.sqrt(self.weight) * math.sqrt(self.other))
         return found if math.isnan(found) else max(-1.0, min(1.0, found))  # sums round
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return signal to noise in decibels of the sums of their squares; +inf without noise."""
+    if not noise:
+        return math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio else -math.inf
 
 
 def difference(values: Array, others: Array, n_threads: int | None = None) -> Difference:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from aq2_pipeline.differences import Difference, difference
+from aq2_pipeline.differences import Difference, decibels, difference
 from aq2_pipeline.errors import InputValueError
 from aq2_pipeline.functions import thread_count
 from aq2_pipeline.io.opening import open_source
@@ -210,7 +209,7 @@ def summary(table: pl.DataFrame) -> str:
     signal = float((10 ** (lossy["sqnr_db"] / 10) * lossy["mse"] * lossy["n_weights"]).sum() or 0)
     if not noise or not signal:
         return told
-    return f"{told}; the others have an SQNR of {10 * math.log10(signal / noise):.4g} dB"
+    return f"{told}; the others have an SQNR of {decibels(signal, noise):.4g} dB"
 
 
 def as_json(table: pl.DataFrame) -> dict[str, Any]:

@@ -125,7 +125,7 @@ MAY_IMPORT = {
     "state_dicts": LEFT_OF_WRAPPER,
     "quantizer": LEFT_OF_WRAPPER,
     "io": LEFT_OF_FILES | {"decoding", "differences", "version"},
-    "comparing": LEFT_OF_FILES,
+    "comparing": LEFT_OF_FILES | {"differences"},
     "picture": {"errors", "io", "weights"},
     "differences": {"kernels", "threads", "weights"},
     "differing": LEFT_OF_FILES | {"differences"},

@@ -368,6 +368,13 @@ def test_demo_agrees_and_its_queries_run(tmp_path, monkeypatch, capsys):
         assert shown[engine] in capsys.readouterr().out
 
 
+def test_nothing_is_said_on_leaving_with_duckdb_loaded():
+    """DuckDB's binding finds all of its objects collected when the process ends, as `aq2 demo` does."""
+    code = "import duckdb; from aq2_pipeline.cli import main; duckdb.connect().sql('SELECT 1').fetchall(); main()"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_demo_says_when_engines_disagree(tmp_path, monkeypatch):
     """A byte of difference between engines is an error, not a table."""
     digests = iter("abc")

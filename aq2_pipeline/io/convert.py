@@ -124,25 +124,19 @@ def convert(
     identity = _identity(model, sink, recipe, chunk)
     with staged(path, identity if resume else None) as staging:
         staging.plan(chosen.specs, files, identity, folder=sink.folder)
+        done = _Done(chosen, progress)
         try:
-            _fill(staging, model, sink, chosen, chunk, threads, progress)
+            _fill(staging, model, sink, chosen, chunk, threads, done)
             staging.check_complete()
-            rows = staging.rows
             sink.finish(staging)
         except MemoryError as error:
-            raise _no_memory(chosen, staging.rows) from error
+            raise done.no_memory() from error
         publish(staging.made, path)
-    return Report(model.path, path, str(recipe or "as it is"), _reports(chosen, rows))
+    return Report(model.path, path, _told(recipe), done.reports())
 
 
-def _no_memory(chosen: Plan, rows: Sequence[dict[str, Any]]) -> MemoryError:
-    """Name the layer that memory was too small for: the next that is not written, or at the end the largest."""
-    left = {layer.tensor.name: layer.tensor.size for layer in chosen.layers}
-    for told in rows:
-        left[told["layer_name"]] -= math.prod(told["shape"])
-    tensors = [layer.tensor for layer in chosen.layers if left[layer.tensor.name]]
-    tensor = tensors[0] if tensors else max((layer.tensor for layer in chosen.layers), key=lambda one: one.n_bytes)
-    return MemoryError(f"layer {tensor.name!r}: no memory for its {tensor.n_bytes} bytes and what they become")
+def _told(recipe: Recipe | None) -> str:
+    return str(recipe or "as it is")
 
 
 def _identity(model: Source, sink: Sink, recipe: Recipe | None, chunk: int) -> str:
@@ -164,11 +158,10 @@ def _fill(
     chosen: Plan,
     chunk: int,
     threads: int | None,
-    progress: Progress | None,
+    done: _Done,
 ) -> None:
     """Read, quantize and write what is not there yet."""
     layers = {layer.tensor.name: layer for layer in chosen.layers}
-    done = _Done(chosen, progress)
     for told in staging.rows:
         done.add(told)
     parts = [part for part in _parts(model, chosen, chunk) if (part.tensor.name, part.start) not in done.rows]
@@ -185,7 +178,7 @@ def _fill(
 class _Done:
     """What is written, and who is told of it."""
 
-    def __init__(self, chosen: Plan, progress: Progress | None) -> None:
+    def __init__(self, chosen: Plan, progress: Progress | None = None) -> None:
         self.rows: set[tuple[str, int]] = set()
         self._layers = {layer.tensor.name: layer for layer in chosen.layers}
         self._left = {layer.tensor.name: layer.tensor.size for layer in chosen.layers}
@@ -200,9 +193,24 @@ class _Done:
         if "difference" in told:
             self._lost[name] = self._lost.get(name, Difference()) + Difference(*told["difference"])
         if self._progress is not None:
-            layer = self._layers[name]
-            n_bytes = layer.tensor.n_bytes * size // max(layer.tensor.size, 1)
-            self._progress(name, n_bytes, None if self._left[name] else _report(layer, self._lost.get(name)))
+            tensor = self._layers[name].tensor
+            n_bytes = tensor.n_bytes * size // max(tensor.size, 1)
+            self._progress(name, n_bytes, None if self._left[name] else self._report(name))
+
+    def reports(self) -> list[LayerReport]:
+        """Return what became of each layer, its rows together."""
+        return [self._report(name) for name in self._layers]
+
+    def _report(self, name: str) -> LayerReport:
+        return _report(self._layers[name], self._lost.get(name))
+
+    def no_memory(self) -> MemoryError:
+        """Name the layer that memory was too small for: the next that is not written, or at the end the largest."""
+        left = [layer.tensor for name, layer in self._layers.items() if self._left[name]]
+        tensor = (
+            left[0] if left else max((layer.tensor for layer in self._layers.values()), key=lambda one: one.n_bytes)
+        )
+        return MemoryError(f"layer {tensor.name!r}: no memory for its {tensor.n_bytes} bytes and what they become")
 
 
 def _parts(model: Source, chosen: Plan, chunk: int) -> Iterator[Part]:
@@ -277,15 +285,6 @@ def _of_layer(error: Aq2Error, names: Sequence[str], starts: Sequence[int | None
     return error.at(layer=names[error.row], row=None, position=position)
 
 
-def _reports(chosen: Plan, rows: Sequence[dict[str, Any]]) -> list[LayerReport]:
-    """Return what became of each layer, its rows together."""
-    lost: dict[str, Difference] = {}
-    for told in rows:
-        if "difference" in told:
-            lost[told["layer_name"]] = lost.get(told["layer_name"], Difference()) + Difference(*told["difference"])
-    return [_report(layer, lost.get(layer.tensor.name)) for layer in chosen.layers]
-
-
 def _report(layer: PlannedLayer, lost: Difference | None) -> LayerReport:
     tensor, held = layer.tensor, layer.held
     scheme = None if held.scheme is None else held.scheme.name
@@ -335,8 +334,5 @@ def dry_run(source: Any, sink: Sink, recipe: Recipe | None) -> Report:
     """Return what `convert` would make of each layer, without its errors; nothing is read or written."""
     model = source if isinstance(source, Source) else open_source(source)
     chosen = plan(model, sink, recipe)
-    return Report(model.path, None, str(recipe or ""), _reports(chosen, []), _size(sink, chosen))
-
-
-def _size(sink: Sink, chosen: Plan) -> int:
-    return sum(file.size for file in sink.files(chosen.specs))
+    size = sum(file.size for file in sink.files(chosen.specs))
+    return Report(model.path, None, _told(recipe), _Done(chosen).reports(), size)

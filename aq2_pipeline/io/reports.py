@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aq2_pipeline.differences import decibels
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -97,7 +99,7 @@ class Report:
             if layer.mse and layer.sqnr_db is not None:
                 noise += layer.mse * layer.n_weights
                 signal += layer.mse * layer.n_weights * 10 ** (layer.sqnr_db / 10)
-        return 10 * math.log10(signal / noise) if noise and signal else None
+        return decibels(signal, noise) if noise and signal else None
 
     @property
     def source_bytes(self) -> int:

@@ -19,7 +19,7 @@ from aq2_pipeline.io.safetensors.header import read_header
 from aq2_pipeline.io.safetensors.layout import index_of, shards
 from aq2_pipeline.io.safetensors.sink import FLOATS, float_bytes, plain_piece, plain_spec
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS, decoded, is_float, numpy_dtype
-from aq2_pipeline.io.writing.sinks import MANIFEST, Sink, layer_of
+from aq2_pipeline.io.writing.sinks import MANIFEST, Sink, layer_of, unknown_dtype
 from aq2_pipeline.io.writing.staging import Piece
 from aq2_pipeline.schemes import PER_TENSOR, parse
 from aq2_pipeline.version import __version__
@@ -136,8 +136,7 @@ class FolderSink(Sink):
         """Return why a layer is not written as it is."""
         scheme = layer.scheme
         if scheme is None or _is_plain(scheme):
-            known = scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS
-            return None if known else f"tensors of {layer.dtype} are not written"
+            return unknown_dtype(layer, DTYPE_BITS)
         what = f"{scheme} is for matrices '<module>.weight'"
         if not layer.name.endswith(".weight"):
             return f"{what}, and this is no '.weight': leave it alone"

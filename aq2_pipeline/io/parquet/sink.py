@@ -18,7 +18,7 @@ from aq2_pipeline.io.parquet.chunks import Part, StoredLayer, joined
 from aq2_pipeline.io.parquet.file import RAW, ROW_GROUP_BYTES, QuantizedFile, write_quantized
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS
 from aq2_pipeline.io.tables.rows import readable, rows_of
-from aq2_pipeline.io.writing.sinks import Sink, check_target, described
+from aq2_pipeline.io.writing.sinks import Sink, check_target, described, unknown_dtype
 from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec
 
 if TYPE_CHECKING:
@@ -192,8 +192,7 @@ class ParquetSink(Sink):
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer is not written: bytes of a dtype that nobody knows are not."""
-        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS or layer.dtype in GGML_NAMES
-        return None if known else f"tensors of {layer.dtype} are not written"
+        return unknown_dtype(layer, (*DTYPE_BITS, *GGML_NAMES))
 
     def tensors(self, layer: Layer) -> list[Spec]:
         """Return what is gathered of a layer: codes, scales and zero points, or its bytes."""

@@ -15,7 +15,7 @@ from aq2_pipeline.io.paths import open_regular
 from aq2_pipeline.io.safetensors.header import read_header
 from aq2_pipeline.io.safetensors.layout import one_file
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS, IDENTITIES
-from aq2_pipeline.io.writing.sinks import Sink, layer_of, sink_rows
+from aq2_pipeline.io.writing.sinks import Sink, layer_of, sink_rows, unknown_dtype
 from aq2_pipeline.io.writing.staging import Piece, Spec
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ class SafetensorsSink(Sink):
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer is not written: only bytes of a dtype that safetensors does not know are not."""
-        known = layer.scheme is not None or layer.is_float or layer.dtype in DTYPE_BITS
-        return None if known else f"tensors of {layer.dtype} are not written"
+        return unknown_dtype(layer, DTYPE_BITS)
 
     def tensors(self, layer: Layer) -> list[Spec]:
         """Return the layer, under its own name."""

@@ -14,7 +14,7 @@ from aq2_pipeline.io.writing.files import publish
 from aq2_pipeline.io.writing.staging import staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec, Staging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int], None]
 
-__all__ = ["MANIFEST", "Layer", "Sink", "check_target", "described", "sink_rows"]
+__all__ = ["MANIFEST", "Layer", "Sink", "check_target", "described", "layer_of", "sink_rows", "unknown_dtype"]
 
 #: The file that says which files of a folder are ours.
 MANIFEST = "aq2-manifest.json"
@@ -116,6 +116,13 @@ class Sink:
         reason = self.refusal(layer)
         if reason:
             raise SchemeError(f"{self.name}: {reason}", f"it takes {self.takes}").at(layer=layer.name)
+
+
+def unknown_dtype(layer: Layer, known: Container[str]) -> str | None:
+    """Return why a layer that comes as bytes is not written: its dtype is not one of those that are known."""
+    if layer.scheme is not None or layer.is_float or layer.dtype in known:
+        return None
+    return f"tensors of {layer.dtype} are not written"
 
 
 def layer_of(row: Row) -> Layer:

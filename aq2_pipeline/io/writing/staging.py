@@ -93,8 +93,6 @@ class Staging:
         Where tensors are written: a file or a folder.
     made : Path
         What becomes the target: `out`, unless a sink makes something else of it.
-    n_bytes : int
-        What the target's tensors and headers take, as far as it is known.
     specs : dict of str to Spec
         The tensors of the target.
     rows : list of dict
@@ -109,6 +107,7 @@ class Staging:
         self.specs: dict[str, Spec] = {}
         self.rows: list[dict[str, Any]] = []
         self._spans: dict[str, list[_Span]] = {}
+        self._ordered: dict[str, list[_Span]] = {}
         self._files: list[FileIO] = []
         self._places: dict[str, tuple[int, int]] = {}
         self._journal: Any = None
@@ -142,7 +141,6 @@ class Staging:
             Whether the target is one.
         """
         head = {"identity": identity, "boot": _BOOT.read_text().strip() if _BOOT.exists() else ""}
-        self.n_bytes = sum(file.size for file in files)
         kept = _taken_up(self.folder / "journal", head) if self.out.exists() else []
         if not kept:
             _remove(self.out)
@@ -214,20 +212,19 @@ class Staging:
             self._spans.setdefault(tensor, []).append(_Span(*span))
 
     def check_complete(self) -> None:
-        """Check that every byte of every tensor is there once.
+        """Check that every byte of every tensor is there once, before `compose` and `read`.
 
         Raises
         ------
         FormatError
             Naming the tensor.
         """
-        for name in self.specs:
-            self._ordered(name)
+        self._ordered = {name: self._in_order(name) for name in self.specs}
 
-    def _ordered(self, name: str) -> list[_Span]:
+    def _in_order(self, name: str) -> list[_Span]:
         """Return the pieces of a tensor in its order."""
         at, n_bytes = 0, self.specs[name].n_bytes
-        spans: list[_Span] = sorted(filter(_size, self._spans.get(name, [])))
+        spans = sorted(span for span in self._spans.get(name, []) if span.size)
         for begin, size in [*((span.begin, span.size) for span in spans), (n_bytes, 0)]:
             if begin != at:
                 what = "missing" if begin > at else "there twice"
@@ -246,25 +243,21 @@ class Staging:
                 _write(target, 0, memoryview(file.head))
                 for name, offset in file.places.items():
                     target.seek(offset)
-                    for span in self._ordered(name):
+                    for span in self._ordered[name]:
                         _copy(self._files[0].fileno(), span.offset, span.size, target)
                 target.truncate(file.size)
         self._files[0].truncate(0)
 
     def read(self, name: str, begin: int = 0, size: int | None = None) -> Array:
-        """Return bytes of a tensor, whose pieces must be all there; by default all of them."""
+        """Return bytes of a tensor, by default all of them."""
         size = self.specs[name].n_bytes - begin if size is None else size
         data = np.empty(size, np.uint8)
-        for span in self._ordered(name):
+        for span in self._ordered[name]:
             first, last = max(span.begin, begin), min(span.begin + span.size, begin + size)
             if first < last:
                 offset = span.offset + first - span.begin
                 _read(self._files[span.file], offset, memoryview(data[first - begin : last - begin].data))
         return data
-
-
-def _size(span: _Span) -> int:
-    return span.size
 
 
 def _read(file: FileIO, offset: int, target: memoryview) -> None:
