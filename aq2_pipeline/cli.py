@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import re
 import signal
 import sys
 from enum import StrEnum
@@ -42,7 +41,6 @@ INTERRUPTED = 130
 TERMINATED = 143
 #: What `compare` tries unless told otherwise.
 _COMPARED = "int2_g32_asym,int3_g64_asym,int4_g128,int4_g64,int4_g64_asym,int6_g64,int8_g128"
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 class _Group(typer.core.TyperGroup):
@@ -331,7 +329,7 @@ def _run(
     from aq2_pipeline.io.opening import open_source  # noqa: PLC0415
     from aq2_pipeline.io.targets import Options, sink_for, target_for  # noqa: PLC0415
 
-    limit = _bytes(memory)
+    limit = console.size_of(memory)
     model = open_source(source)
     sink = sink_for(target_for(target, given.pop("to")), Options(model, str(recipe or ""), **given))
     if dry_run:
@@ -353,17 +351,6 @@ def _run(
         console.print_json(report.as_json())
     else:
         _print_report(report, source, target, quantized=recipe is not None)
-
-
-def _bytes(text: str | None) -> int | None:
-    """Return the bytes that ``1GB``, ``512MiB`` or a number say."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?\s*", text, re.IGNORECASE)
-    if not found or found[2].lower() not in _UNITS:
-        msg = f"{text!r} is no size; say e.g. 1GB or 800MiB"
-        raise typer.BadParameter(msg)
-    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def _line(layer: LayerReport) -> str:

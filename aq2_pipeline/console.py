@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     Tell = Callable[[str, int, str | None], None]
 
-__all__ = ["figure", "print_json", "print_table", "progress", "shown", "size_text"]
+__all__ = ["figure", "print_json", "print_table", "progress", "shown", "size_of", "size_text"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 @contextmanager
@@ -106,6 +109,17 @@ def figure(value: float | None) -> str:
 def size_text(n_bytes: int) -> str:
     """Return a size as people read it."""
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"  # noqa: PLR2004
+
+
+def size_of(text: str | None) -> int | None:
+    """Return the bytes that ``1GB``, ``512MiB`` or a number say."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?\s*", text, re.IGNORECASE)
+    if not found or found[2].lower() not in _UNITS:
+        msg = f"{text!r} is no size; say e.g. 1GB or 800MiB"
+        raise typer.BadParameter(msg)
+    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def is_terminal() -> bool:
