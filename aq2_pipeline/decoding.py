@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from aq2_pipeline.errors import Aq2Error
-    from aq2_pipeline.pieces import Failures
+    from aq2_pipeline.pieces import Failures, Pieces
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array, Weights
 
@@ -130,12 +131,13 @@ class Decoding:
         results = []
         for scheme, rows in self.schemes:
             pieces = cut(scheme, rows, self.lengths, self.row_lengths)
-            columns = (self.data, self.scales, self.zero_points)
-            spans = pieces.spans(scheme, [(c.starts, np.where(self.valid, c.stops, c.starts)) for c in columns])
-            data, scales, zeros = ((column.values, *ends) for column, ends in zip(columns, spans, strict=True))
+            columns = [
+                (c.values, c.starts, np.where(self.valid, c.stops, c.starts))
+                for c in (self.data, self.scales, self.zero_points)
+            ]
             target = span(pieces.of(offsets[:-1]) + pieces.offsets, pieces.lengths)
             status = np.full(pieces.rows.size, -1, np.int64)
-            arguments = (*data, *scales, *zeros, frozen(pieces.row_lengths), values, *target, status)
+            arguments = (*read_by_kernels(scheme, pieces, columns), values, *target, status)
             decode, params = scheme.codec.decode, frozen(scheme.params)
             tasks += ([partial(decode_rows, decode, params, a, b, *arguments)] for a, b in slices(pieces.lengths))
             results.append((pieces, status))
@@ -146,6 +148,21 @@ class Decoding:
                 error = InputValueError("the stored value is not finite")
                 self.failures[row] = error.at(row=row, position=position)
         return offsets, values
+
+
+def read_by_kernels(scheme: Scheme, pieces: Pieces, columns: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, ...]:
+    """Return what `decode_rows` reads: data, scales and zero points with the spans of the pieces, and row lengths.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    pieces : Pieces
+    columns : sequence of (values, starts, stops)
+        Data, scales and zero points, and where each row's are.
+    """
+    spans = pieces.spans(scheme, [ends for _, *ends in columns])  # type: ignore[misc]
+    read = [(values, *ends) for (values, *_), ends in zip(columns, spans, strict=True)]
+    return (*itertools.chain.from_iterable(read), frozen(pieces.row_lengths))
 
 
 def _fields(quantized: pa.Array) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ from aq2_pipeline import threads
 if TYPE_CHECKING:
     from aq2_pipeline.weights import Array
 
-__all__ = ["Difference", "decibels", "difference"]
+__all__ = ["Difference", "decibels", "difference", "of_sums"]
 
 #: Weights that one call into the kernel takes: a whole number of its blocks, 4 ms.
 _SLICE = 1 << 22
@@ -99,9 +99,11 @@ def difference(values: Array, others: Array, n_threads: int | None = None) -> Di
         for k, a in enumerate(starts)
     ]
     threads.run(tasks, n_threads)
-    total = Difference()
-    for k, start in enumerate(starts):
-        error, weight, other, largest = map(float, sums[k])
-        largest = error if math.isnan(error) else largest  # comparisons pass over NaN
-        total += Difference(min(_SLICE, values.size - start), error, weight, other, largest)
-    return total
+    sizes = [min(_SLICE, values.size - start) for start in starts]
+    return sum(map(of_sums, sizes, sums), Difference())
+
+
+def of_sums(size: int, sums: Array) -> Difference:
+    """Return the difference of so many pairs, of the sums of `kernels.moments`."""
+    error, weight, other, largest = map(float, sums)
+    return Difference(size, error, weight, other, error if math.isnan(error) else largest)  # comparisons pass over NaN

@@ -108,7 +108,14 @@ def _are_equal(lengths: Array, row_lengths: Array) -> bool:
     return same and bool((lengths == lengths[0]).all())
 
 
-def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, longest: int | None = None) -> Pieces:
+def cut(
+    scheme: Scheme,
+    rows: Array,
+    lengths: Array,
+    row_lengths: Array,
+    longest: int | None = None,
+    size: int | None = None,
+) -> Pieces:
     """Cut long rows at matrix rows, or at groups within them, so that the pieces encode as the whole does.
 
     Parameters
@@ -121,13 +128,16 @@ def cut(scheme: Scheme, rows: Array, lengths: Array, row_lengths: Array, longest
     longest : int, optional
         How many weights a piece may have that is a single group; a longer group is
         cut into slices, if its codec can measure them. Default `SLICE_SIZE`.
+    size : int, optional
+        How many weights a piece may have. Default `SLICE_SIZE`.
     """
+    size = size or SLICE_SIZE
     if rows.size < lengths.size:
         lengths, row_lengths = lengths[rows], row_lengths[rows]
-    if lengths.max(initial=0) <= SLICE_SIZE:
+    if lengths.max(initial=0) <= size:
         return Pieces(rows, build.filled(rows.size, 0), lengths, row_lengths, whole=True)
     pairs = list(zip(lengths.tolist(), row_lengths.tolist(), strict=True))
-    known = {pair: _steps(scheme, *pair, SLICE_SIZE, longest or SLICE_SIZE) for pair in set(pairs)}
+    known = {pair: _steps(scheme, *pair, size, longest or SLICE_SIZE) for pair in set(pairs)}
     stride, step, inside, sliced = np.array([known[pair] for pair in pairs], np.int64).T
     each = -(-stride // step)
     n = lengths // stride * each

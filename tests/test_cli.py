@@ -304,7 +304,7 @@ def test_interrupt_leaves_nothing(model, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "difference", interrupted)
+    monkeypatch.setattr(convert, "difference_from", interrupted)
     done = aq2("quantize", model, tmp_path / "q.parquet")
     assert (done.exit_code, done.stdout) == (130, "")
     assert "interrupted" in done.stderr

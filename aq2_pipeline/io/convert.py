@@ -6,37 +6,41 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import astuple
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from aq2_pipeline import schemes
-from aq2_pipeline.differences import Difference, difference
+from aq2_pipeline.differences import Difference
 from aq2_pipeline.errors import Aq2Error, InputValueError
+from aq2_pipeline.io.beside import read_ahead, writing_behind
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.plans import plan
 from aq2_pipeline.io.reports import LayerReport, Report
-from aq2_pipeline.io.tables.parts import parts_of
+from aq2_pipeline.io.tables.parts import batches_of, parts_of
 from aq2_pipeline.io.tables.rows import rows_of
 from aq2_pipeline.io.tables.source import Source
 from aq2_pipeline.io.targets import Options, sink_for, target_for
 from aq2_pipeline.io.writing.files import publish
-from aq2_pipeline.io.writing.sinks import check_target, described, layer_of
+from aq2_pipeline.io.writing.sinks import check_target, described
 from aq2_pipeline.io.writing.staging import staged
 from aq2_pipeline.layers import check_chunk
-from aq2_pipeline.udfs.python import dequantize, quantize
+from aq2_pipeline.stored import difference_from
+from aq2_pipeline.udfs.python import quantize
 from aq2_pipeline.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from aq2_pipeline.io.plans import Plan, PlannedLayer
     from aq2_pipeline.io.recipes import Recipe
     from aq2_pipeline.io.tables.parts import Part
     from aq2_pipeline.io.tables.rows import Row
-    from aq2_pipeline.io.writing.sinks import Sink
-    from aq2_pipeline.io.writing.staging import Staging
+    from aq2_pipeline.io.writing.sinks import Sink, Writer
     from aq2_pipeline.schemes import Scheme
 
     Progress = Callable[[str, int, LayerReport | None], None]
@@ -57,6 +61,8 @@ _ROWS = 32
 #: What the interpreter and the libraries take, and the bytes that a weight of a chunk takes beyond, at the most.
 _BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 32
 _FEWEST = 1 << 16
+#: Bytes of weights that are read form by form at a time, so that a target in the order of the source holds few back.
+_WINDOW_BYTES = 1 << 26
 
 
 def chunk_weights_for(memory: int | None) -> int:
@@ -120,15 +126,23 @@ def convert(
     check_target(path, folder=sink.folder)
     chosen = plan(model, sink, recipe)
     chunk = chunk_weights_for(memory)
-    files = sink.files(chosen.specs)
     identity = _identity(model, sink, recipe, chunk)
+    layers = {layer.tensor.name: layer for layer in chosen.layers}
+    parts = [part for part in _parts(model, chosen, chunk) if layers[part.tensor.name].form]
     with staged(path, identity if resume else None) as staging:
-        staging.plan(chosen.specs, files, identity, folder=sink.folder)
+        writer = sink.writer(staging, chosen, parts, identity)
         done = _Done(chosen, progress)
         try:
-            _fill(staging, model, sink, chosen, chunk, threads, done)
-            staging.check_complete()
-            sink.finish(staging)
+            done.add(writer.rows)
+            left = [part for part in parts if (part.tensor.name, part.start) not in done.rows]
+            with read_ahead(_tables(model, left, layers, chunk)) as tables, writing_behind() as behind:
+                for form, table in tables:
+                    rows = _rows(table, layers, form, threads, keep_weights=sink.codes_again)
+                    del table  # before the next but one is read
+                    done.add(behind.begin(partial(_write, writer, rows)) or [])
+                    del rows
+                done.add(behind.finish() or [])
+            writer.finish()
         except MemoryError as error:
             raise done.no_memory() from error
         publish(staging.made, path)
@@ -151,28 +165,22 @@ def _check_apart(model: Source, path: Path) -> None:
             raise InputValueError(msg, "write to another file")
 
 
-def _fill(
-    staging: Staging,
-    model: Source,
-    sink: Sink,
-    chosen: Plan,
-    chunk: int,
-    threads: int | None,
-    done: _Done,
-) -> None:
-    """Read, quantize and write what is not there yet."""
-    layers = {layer.tensor.name: layer for layer in chosen.layers}
-    for told in staging.rows:
-        done.add(told)
-    parts = [part for part in _parts(model, chosen, chunk) if (part.tensor.name, part.start) not in done.rows]
-    for form in ("weights", "quantized", "raw"):
-        todo = [part for part in parts if layers[part.tensor.name].form == form]
-        batches = model.batches(todo, form, chunked=True, max_bytes=4 * chunk)
-        while (table := next(batches, None)) is not None:
-            for row, told in _rows(table, layers, form, threads, keep_weights=sink.codes_again):
-                staging.add(told, sink.tensors(layer_of(row)), sink.pieces(row))
-                done.add(told)
-            del table  # one batch in memory, not two
+def _tables(
+    model: Source, parts: Sequence[Part], layers: dict[str, PlannedLayer], chunk: int
+) -> Generator[tuple[str, pa.Table]]:
+    """Yield tables of one form each; parts that are far apart in the source are not far apart in what is yielded."""
+    for first, last in batches_of([4 * part.size for part in parts], _WINDOW_BYTES, len(parts)):
+        for form in ("weights", "quantized", "raw"):
+            todo = [part for part in parts[first:last] if layers[part.tensor.name].form == form]
+            for table in model.batches(todo, form, chunked=True, max_bytes=4 * chunk):
+                yield form, table
+                del table  # one batch in memory, not two
+
+
+def _write(writer: Writer, rows: Sequence[tuple[Row, dict[str, Any]]]) -> list[dict[str, Any]]:
+    for row, told in rows:
+        writer.add(told, row)
+    return [told for _, told in rows]
 
 
 class _Done:
@@ -185,8 +193,12 @@ class _Done:
         self._lost: dict[str, Difference] = {}
         self._progress = progress
 
-    def add(self, told: dict[str, Any]) -> None:
-        """Note a row of the journal."""
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Note what is told of rows that are written."""
+        for told in rows:
+            self._add(told)
+
+    def _add(self, told: dict[str, Any]) -> None:
         name, size = told["layer_name"], math.prod(told["shape"])
         self.rows.add((name, told.get("start", 0)))
         self._left[name] -= size
@@ -243,38 +255,30 @@ def _check_cut(part: Part, scheme: Scheme | None) -> None:
 
 def _rows(
     table: pa.Table, layers: dict[str, PlannedLayer], form: str, threads: int | None, *, keep_weights: bool
-) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Yield the rows of a batch as they are stored, with what the journal says of them."""
-    names = table["layer_name"].to_pylist()
-    differences: list[Difference | None] = [None] * len(names)
+) -> list[tuple[Row, dict[str, Any]]]:
+    """Return the rows of a batch as they are stored, with what the journal says of them."""
+    weights: Iterable[Any] = repeat(None)
     if form == "weights":
-        codes, differences = _quantized(table, layers, names, threads)
+        weights = [row.values.to_numpy() for row in table["weights"].chunk(0)]
+        codes = _quantized(table, [layers[name].wanted for name in table["layer_name"].to_pylist()], threads)
         table = (table if keep_weights else table.drop(["weights"])).append_column("quantized", codes)
     [batch] = table.to_batches()
-    for row, lost in zip(rows_of(batch, "convert"), differences, strict=True):
+    found = []
+    for row, values in zip(rows_of(batch, "convert"), weights, strict=form == "weights"):
         told = described(row)
         if layers[row.name].reason is not None:
             told["reason"] = layers[row.name].reason
-        if lost is not None:
-            told["difference"] = [lost.size, lost.error, lost.weight, lost.other, lost.max_abs]
-        yield row, told
+        if row.quantized is not None and values is not None:
+            told["difference"] = astuple(difference_from(values, row.quantized, threads))
+        found.append((row, told))
+    return found
 
 
-def _quantized(
-    table: pa.Table, layers: dict[str, PlannedLayer], names: list[str], threads: int | None
-) -> tuple[pa.StructArray, list[Difference | None]]:
-    weights, shapes = table["weights"].chunk(0), table["shape"].chunk(0)
-    wanted = pa.array([layers[name].wanted for name in names])
+def _quantized(table: pa.Table, wanted: list[str | None], threads: int | None) -> pa.StructArray:
     try:
-        codes = quantize(weights, wanted, shapes, threads=threads)
-        decoded = dequantize(codes, threads=threads)
+        return quantize(table["weights"].chunk(0), pa.array(wanted), table["shape"].chunk(0), threads=threads)
     except Aq2Error as error:
-        raise _of_layer(error, names, table["start"].to_pylist()) from None
-    pairs = zip(weights, decoded, strict=True)
-    lost: list[Difference | None] = [
-        difference(one.values.to_numpy(), other.values.to_numpy(), threads) for one, other in pairs
-    ]
-    return codes, lost
+        raise _of_layer(error, table["layer_name"].to_pylist(), table["start"].to_pylist()) from None
 
 
 def _of_layer(error: Aq2Error, names: Sequence[str], starts: Sequence[int | None]) -> Aq2Error:
@@ -334,5 +338,4 @@ def dry_run(source: Any, sink: Sink, recipe: Recipe | None) -> Report:
     """Return what `convert` would make of each layer, without its errors; nothing is read or written."""
     model = source if isinstance(source, Source) else open_source(source)
     chosen = plan(model, sink, recipe)
-    size = sum(file.size for file in sink.files(chosen.specs))
-    return Report(model.path, None, _told(recipe), _Done(chosen).reports(), size)
+    return Report(model.path, None, _told(recipe), _Done(chosen).reports(), sink.size(chosen.specs))

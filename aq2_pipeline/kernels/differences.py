@@ -1,16 +1,27 @@
-"""What two arrays differ by, whatever made the second."""
+"""What two arrays differ by, whatever made the second; or one, and what codes decode to."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import types
 
-from aq2_pipeline.kernels._jit import kernel
+from aq2_pipeline.kernels._jit import (
+    bytes_in,
+    decode_function,
+    doubles_out,
+    floats_in,
+    floats_out,
+    helper,
+    ints_in,
+    ints_out,
+    kernel,
+)
+from aq2_pipeline.kernels.bits import keep_subnormals, restore_subnormals
 from aq2_pipeline.kernels.lanes import LANES, load
 from aq2_pipeline.kernels.moments import (
     BLOCK_SIZE,
+    N_ERROR_SUMS,
     add_value,
     flush_lanes,
     flushed,
@@ -19,13 +30,13 @@ from aq2_pipeline.kernels.moments import (
     with_exact_errors,
 )
 
-_READ = types.Array(types.float32, 1, "C", readonly=True)
-_SUMS = types.Array(types.float64, 1, "C")
+_SPAN = (ints_in, ints_in)
+_CODES = (bytes_in, *_SPAN, floats_in, *_SPAN, floats_in, *_SPAN, ints_in)
 
 
-@kernel(types.int64(_READ, _READ, _SUMS, _SUMS))
-def difference(values: Any, others: Any, lanes: Any, sums: Any) -> Any:
-    """Add the squares of what two arrays differ by to the sums of an error kernel; both begin at a block."""
+@helper
+def add_differences(values: Any, others: Any, lanes: Any, sums: Any) -> None:
+    """Add the squares of what two arrays differ by to sums; the lanes are empty before and after."""
     n = values.size - values.size % LANES
     totals = wide_lanes_of(lanes)
     for at in range(0, n, LANES):
@@ -36,4 +47,46 @@ def difference(values: Any, others: Any, lanes: Any, sums: Any) -> Any:
     for j in range(n, values.size):
         add_value(values[j], others[j], j, lanes, sums)
     flush_lanes(lanes, sums)
-    return np.int64(-1)
+
+
+@kernel(types.void(floats_in, floats_in, doubles_out, doubles_out))
+def difference(values: Any, others: Any, lanes: Any, sums: Any) -> None:
+    """Add the squares of what two arrays differ by to the sums of an error kernel."""
+    add_differences(values, others, lanes, sums)
+
+
+@kernel(
+    types.void(
+        decode_function,
+        ints_in,
+        types.int64,
+        types.int64,
+        *_CODES,
+        floats_in,
+        *_SPAN,
+        floats_out,
+        doubles_out,
+        doubles_out,
+        ints_out,
+    )
+)
+def difference_rows(
+    decode: Any, params: Any, first: Any, last: Any, data: Any, data_starts: Any, data_stops: Any,
+    scales: Any, scale_starts: Any, scale_stops: Any, zero_points: Any, zero_starts: Any, zero_stops: Any,
+    row_lengths: Any, values: Any, starts: Any, stops: Any, scratch: Any, lanes: Any, sums: Any, status: Any,
+) -> None:  # fmt: skip
+    """Decode the pieces `first` to `last` one after the other into scratch, and compare each with its weights."""
+    state = keep_subnormals()
+    for i in range(first, last):
+        others = scratch[: stops[i] - starts[i]]
+        status[i] = decode(
+            data[data_starts[i] : data_stops[i]],
+            scales[scale_starts[i] : scale_stops[i]],
+            zero_points[zero_starts[i] : zero_stops[i]],
+            row_lengths[i],
+            params,
+            others,
+        )
+        own = sums[i * N_ERROR_SUMS : (i + 1) * N_ERROR_SUMS]
+        add_differences(values[starts[i] : stops[i]], others, lanes, own)
+    restore_subnormals(state)

@@ -19,7 +19,7 @@ def sums_of(function, first, second):
     lanes, sums = np.zeros(moments.N_ERROR_SUMS * moments.N_LANES), np.zeros(moments.N_ERROR_SUMS)
     for array in (first, second):
         array.flags.writeable = False
-    assert function(first, second, lanes, sums) == -1
+    function(first, second, lanes, sums)
     return sums
 
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.io.folders.integer_codes import Integers
     from aq2_pipeline.io.folders.model import Held, Matrix
-    from aq2_pipeline.io.tables.rows import Quantized, Row
+    from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
     from aq2_pipeline.io.writing.sinks import Progress
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.stored import Quantized
     from aq2_pipeline.weights import Array
 
 __all__ = ["CompressedTensorsSink", "sink_compressed_tensors"]

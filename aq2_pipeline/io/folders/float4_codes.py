@@ -9,7 +9,7 @@ import numpy as np
 from aq2_pipeline.errors import InputValueError
 
 if TYPE_CHECKING:
-    from aq2_pipeline.io.tables.rows import Quantized
+    from aq2_pipeline.stored import Quantized
     from aq2_pipeline.weights import Array
 
 __all__ = ["GROUPS", "Float4", "float4_of"]

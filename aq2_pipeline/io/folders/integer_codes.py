@@ -15,8 +15,8 @@ import numpy as np
 from aq2_pipeline.errors import InputValueError
 
 if TYPE_CHECKING:
-    from aq2_pipeline.io.tables.rows import Quantized
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.stored import Quantized
     from aq2_pipeline.weights import Array
 
 __all__ = [

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-    from aq2_pipeline.io.tables.rows import Quantized, Row
+    from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
     from aq2_pipeline.io.writing.sinks import Layer
     from aq2_pipeline.io.writing.staging import OutFile, Spec, Staging
     from aq2_pipeline.schemes import Scheme
+    from aq2_pipeline.stored import Quantized
     from aq2_pipeline.weights import Array
 
 __all__ = ["FLOAT_BYTES", "FolderSink", "Held", "Matrix", "config_of", "matrix_of", "weights_of"]

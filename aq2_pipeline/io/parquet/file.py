@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["LAYER_TABLE", "RAW", "ROW_GROUP_BYTES", "QuantizedFile", "write_quantized"]
+__all__ = ["LAYER_TABLE", "RAW", "ROW_GROUP_BYTES", "QuantizedFile", "about", "write_quantized", "writer"]
 
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
@@ -84,7 +84,7 @@ def write_quantized(
     1
     'int4_g128'
     """
-    about = {"aq2_pipeline": __version__, **(metadata or {})}
+    told = about(metadata)
     n_rows = 0
     with replacing(target) as temporary:
         with ExitStack() as open_files:
@@ -93,12 +93,12 @@ def write_quantized(
             for given in tables:
                 table = pa.table(given)
                 if groups is None:
-                    groups = _Groups(open_files.enter_context(_writer(file, _schema_of(table), about)))
+                    groups = _Groups(open_files.enter_context(writer(file, _schema_of(table), told)))
                 n_rows += len(table)
                 groups.add(_layer_table(table, groups.writer.schema, target))
                 del given, table  # before the next is made
             if groups is None:
-                open_files.enter_context(_writer(file, LAYER_TABLE, about))
+                open_files.enter_context(writer(file, LAYER_TABLE, told))
             else:
                 groups.write()
         with temporary.open("rb") as made, pq.ParquetFile(made) as written:
@@ -108,6 +108,11 @@ def write_quantized(
     return n_rows
 
 
+def about(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a file's key-value metadata: the caller's, beside the package's version."""
+    return {"aq2_pipeline": __version__, **(metadata or {})}
+
+
 def _schema_of(table: pa.Table) -> pa.Schema:
     """Return the columns of a layer table that a table has."""
     chunks = layout.CHUNK_FIELDS if any(name in table.column_names for name in _CHUNK_NAMES) else ()
@@ -115,12 +120,14 @@ def _schema_of(table: pa.Table) -> pa.Schema:
     return pa.schema([*layout.LAYER_FIELDS, *chunks, LAYER_TABLE.field("quantized"), *raw])
 
 
-def _writer(file: IO[bytes], schema: pa.Schema, about: Mapping[str, str]) -> pq.ParquetWriter:
+def writer(file: Any, schema: pa.Schema, metadata: Mapping[str, str] | None) -> pq.ParquetWriter:
+    """Return pyarrow's writer as layer tables are written; without metadata its footer is as short as can be."""
     options = {"compression": "zstd", "use_dictionary": _DICTIONARIES, "write_statistics": ["layer_name"]}
-    told = {
-        name: text.encode(errors="surrogateescape").decode(errors="backslashreplace") for name, text in about.items()
+    told = {  # names of files may be any bytes
+        name: text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        for name, text in (metadata or {}).items()
     }
-    return pq.ParquetWriter(file, schema.with_metadata(told), **options)  # names of files may be any bytes
+    return pq.ParquetWriter(file, schema.with_metadata(told), store_schema=metadata is not None, **options)
 
 
 def _readable(path: Path) -> Any:

@@ -6,35 +6,37 @@ import hashlib
 import json
 import math
 import os
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from aq2_pipeline import build, layout, schemes
+from aq2_pipeline import build, layout
 from aq2_pipeline.io.gguf.types import GGML_NAMES, GGML_TYPES
-from aq2_pipeline.io.parquet.chunks import Part, StoredLayer, joined
-from aq2_pipeline.io.parquet.file import RAW, ROW_GROUP_BYTES, QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet.chunks import Part as StoredPart
+from aq2_pipeline.io.parquet.chunks import StoredLayer, joined
+from aq2_pipeline.io.parquet.file import LAYER_TABLE, RAW, ROW_GROUP_BYTES, QuantizedFile, about, write_quantized
+from aq2_pipeline.io.parquet.groups import GroupFile
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS
 from aq2_pipeline.io.tables.rows import readable, rows_of
-from aq2_pipeline.io.writing.sinks import Sink, check_target, described, unknown_dtype
-from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec
+from aq2_pipeline.io.writing.sinks import Sink, Writer, check_target, described, unknown_dtype
+from aq2_pipeline.io.writing.staging import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from aq2_pipeline.io.plans import Plan
+    from aq2_pipeline.io.tables.parts import Part
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
     from aq2_pipeline.io.writing.sinks import Layer, Progress
     from aq2_pipeline.io.writing.staging import Staging
-    from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
 __all__ = ["ParquetSink", "sink_parquet"]
 
-_PARTS = ("data", "scales", "zero_points")
-_ITEM_BYTES = (1, 4, 4)
 #: Columns that are left out where no row has any.
 _OPTIONAL = (*(field.name for field in layout.CHUNK_FIELDS), RAW.name)
 
@@ -91,28 +93,34 @@ def sink_parquet(
 
 def _rows(given: Any, path: Path, progress: Progress | None) -> Iterator[_Row]:
     """Yield rows as they are stored; in the end their layers are checked, before the file has its name."""
-    parts_told: list[Part] = []
+    parts_told: list[StoredPart] = []
     for row in rows_of(given, "sink_parquet"):
-        held, told, raw = row.quantized, described(row), row.raw
-        parts = None if held is None else (held.data, held.scales, held.zero_points)
-        if held is None and row.weights is not None:  # floats of any width come as float32
-            told["dtype"], raw = "F32", row.weights.view(np.uint8)
         parts_told.append(_told(row))
-        made = _Row(told, parts, raw if parts is None else None)
+        made = _stored(described(row), row)
         yield made
         if progress is not None:
             progress(row.name, made.n_bytes)
     joined(parts_told, path)
 
 
-def _told(row: Row) -> Part:
+def _stored(told: dict[str, Any], row: Row) -> _Row:
+    """Return a row as it is stored: its codes, or else its bytes; floats of any width come as float32."""
+    held = row.quantized
+    if held is not None:
+        return _Row(told, (held.data, held.scales, held.zero_points), None)
+    if row.weights is not None:
+        return _Row(told | {"dtype": "F32"}, None, row.weights.view(np.uint8))
+    return _Row(told, None, row.raw)
+
+
+def _told(row: Row) -> StoredPart:
     """Return what the layers of a file are checked by."""
     held, shape = row.quantized, list(row.shape)
     stored = StoredLayer(row.name, shape, row.dtype, None, 0, 0)
     if held is not None:
         stored = stored._replace(scheme=held.scheme.name, length=held.length, row_length=held.row_length)
     cut = row.chunk is not None
-    return Part(stored, cut, row.start if cut else None, [*row.tensor_shape] if cut else None)
+    return StoredPart(stored, cut, row.start if cut else None, [*row.tensor_shape] if cut else None)
 
 
 class _Row(NamedTuple):
@@ -127,6 +135,11 @@ class _Row(NamedTuple):
         """The bytes of its arrays."""
         return sum(part.nbytes for part in self.parts or ()) + (0 if self.raw is None else self.raw.nbytes)
 
+    @property
+    def n_decoded(self) -> int:
+        """The bytes that it stands for: of float32 weights, or its own."""
+        return 4 * self.told["length"] if "length" in self.told else self.n_bytes
+
 
 def _tables(rows: Iterable[_Row], left_out: Sequence[str]) -> Iterator[pa.Table]:
     """Yield tables of rows that stand for about a row group of weights, without some columns."""
@@ -134,8 +147,8 @@ def _tables(rows: Iterable[_Row], left_out: Sequence[str]) -> Iterator[pa.Table]
     size = 0
     for row in rows:
         pending.append(row)
-        size += row.told.get("length", row.n_bytes // 4)
-        if 4 * size > ROW_GROUP_BYTES:
+        size += row.n_decoded
+        if size > ROW_GROUP_BYTES:
             yield _table(pending).drop(left_out)
             pending, size = [], 0
     if pending:
@@ -176,7 +189,7 @@ def _joined(arrays: Sequence[Array | None], kind: Any) -> tuple[Array, Array]:
 
 
 class ParquetSink(Sink):
-    """A Parquet file whose layers are known beforehand: codes are gathered first, so that a killed run can go on.
+    """A Parquet file whose layers are known beforehand, written a row group at a time, so that a killed run can go on.
 
     Parameters
     ----------
@@ -195,49 +208,69 @@ class ParquetSink(Sink):
         return unknown_dtype(layer, (*DTYPE_BITS, *GGML_NAMES))
 
     def tensors(self, layer: Layer) -> list[Spec]:
-        """Return what is gathered of a layer: codes, scales and zero points, or its bytes."""
+        """Return what a layer takes: codes, scales and zero points, or its bytes; before compression."""
         if layer.scheme is None:
-            return [
-                Spec(f"{layer.name}/raw", "", (), _plain_bytes("F32" if layer.is_float else layer.dtype, layer.shape))
-            ]
-        sizes = layer.scheme.sizes(math.prod(layer.shape), layer.row_length or 0)
-        return [
-            Spec(f"{layer.name}/{part}", "", (), size * item)
-            for part, size, item in zip(_PARTS, sizes, _ITEM_BYTES, strict=True)
-        ]
+            n_bytes = _plain_bytes("F32" if layer.is_float else layer.dtype, layer.shape)
+        else:
+            n_bytes = layer.scheme.n_bytes(math.prod(layer.shape), layer.row_length or 0)
+        return [Spec(layer.name, "", (), n_bytes)]
 
-    def pieces(self, row: Row) -> Iterator[Piece]:
-        """Yield them."""
-        if row.quantized is None:
-            raw = row.raw if row.weights is None else row.weights.view(np.uint8)
-            if raw is not None:
-                yield Piece(f"{row.name}/raw", row.start * raw.size // max(math.prod(row.shape), 1), raw)
-            return
-        held = row.quantized
-        before = _before(held.scheme, row.tensor_shape, row.start, held.row_length)
-        for part, item, begin in zip(_PARTS, _ITEM_BYTES, before, strict=True):
-            array = held.data if part == "data" else getattr(held, part)
-            yield Piece(f"{row.name}/{part}", begin * item, array)
+    def size(self, specs: Sequence[Spec]) -> int:
+        """Return the bytes of all layers, before compression."""
+        return sum(spec.n_bytes for spec in specs)
 
-    def files(self, specs: Sequence[Spec]) -> list[OutFile]:
-        """Lay out what is gathered, at multiples of 4 bytes."""
-        places, at = {}, 0
-        for spec in specs:
-            places[spec.name] = at
-            at += -(-spec.n_bytes // 4) * 4
-        return [OutFile("", b"", places, at)]
+    def writer(self, staging: Staging, chosen: Plan, parts: Sequence[Part], identity: str) -> Writer:
+        """Begin to write row groups, or go on behind those of a killed run."""
+        staging.n_bytes = self.size(chosen.specs)
+        left_out = [] if any(part.chunk is not None for part in parts) else list(_OPTIONAL[:-1])
+        left_out += [] if any(layer.form == "raw" for layer in chosen.layers) else [RAW.name]
+        order = [(part.tensor.name, part.start) for part in parts]
+        return _GroupWriter(staging, self.metadata, order, left_out, staging.begin(identity))
 
-    def finish(self, staging: Staging) -> None:
-        """Write the Parquet file of what was gathered, in the order of the layers."""
-        staging.made = staging.folder / "made"  # what was gathered stays, for a run that is taken up
-        order = {name: k for k, name in enumerate(dict.fromkeys(spec.rpartition("/")[0] for spec in staging.specs))}
-        rows = sorted(staging.rows, key=lambda told: (order[told["layer_name"]], told.get("start", 0)))
-        left_out = [] if any("chunk" in told for told in rows) else list(_OPTIONAL[:-1])
-        left_out += [] if any("scheme" not in told for told in rows) else [RAW.name]
-        gathered_rows = (_gathered(staging, told) for told in rows)
-        write_quantized(_tables(gathered_rows, left_out), staging.made, self.metadata)
-        with QuantizedFile(staging.made) as file:
-            file.layers  # noqa: B018 - the check that chunks are layers
+
+class _GroupWriter(Writer):
+    """Rows in the order of the source: one that comes early waits for those before it, and for its row group."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        metadata: Mapping[str, str],
+        order: Sequence[tuple[str, int]],
+        left_out: Sequence[str],
+        kept: Sequence[dict[str, Any]],
+    ) -> None:
+        fields = (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized"), RAW)
+        self._schema = pa.schema([field for field in fields if field.name not in left_out])
+        self._staging = staging
+        self.rows = [told for group in kept for told in group["rows"]]
+        self._file = GroupFile(staging.out, self._schema, about(metadata), kept)
+        self._order = deque(order[len(self.rows) :])
+        self._early: dict[tuple[str, int], _Row] = {}
+        self._group: list[_Row] = []
+        self._size = 0
+
+    def add(self, told: dict[str, Any], row: Row) -> None:
+        """Take a row; row groups that are full are written."""
+        self._early[row.name, row.start] = _stored(told, row)
+        while self._order and self._order[0] in self._early:
+            coming = self._early.pop(self._order.popleft())
+            if self._group and self._size + coming.n_decoded > ROW_GROUP_BYTES:
+                self._write()
+            self._group.append(coming)
+            self._size += coming.n_decoded
+
+    def _write(self) -> None:
+        table = _table(self._group).select(self._schema.names).cast(self._schema)
+        self._staging.keep({"rows": [row.told for row in self._group], **self._file.write(table)})
+        self._group, self._size = [], 0
+
+    def finish(self) -> None:
+        """Write the last row group, and check that the chunks of the file are layers."""
+        if self._group:
+            self._write()
+        self._file.close()
+        with QuantizedFile(self._staging.out) as file:
+            file.layers  # noqa: B018 - the check
 
 
 def _plain_bytes(dtype: str | None, shape: Sequence[int]) -> int:
@@ -246,29 +279,6 @@ def _plain_bytes(dtype: str | None, shape: Sequence[int]) -> int:
         return math.prod(shape) * DTYPE_BITS[dtype] // 8
     kind = GGML_TYPES[GGML_NAMES[str(dtype)]]
     return math.prod(shape) // kind.block * kind.n_bytes
-
-
-def _before(scheme: Scheme, shape: Sequence[int], start: int, row_length: int) -> tuple[int, int, int]:
-    """Return the bytes, scales and zero points of a layer before one of its chunks; a vector is one matrix row."""
-    return scheme.sizes(start, start if len(shape) <= 1 else row_length) if start else (0, 0, 0)
-
-
-def _gathered(staging: Staging, told: dict[str, Any]) -> _Row:
-    name, start = told["layer_name"], told.get("start", 0)
-    size = math.prod(told["shape"])
-    if "scheme" not in told:
-        n_bytes = staging.specs[f"{name}/raw"].n_bytes
-        n_whole = math.prod(told.get("tensor_shape", told["shape"]))
-        begin, end = (n_bytes * n // max(n_whole, 1) for n in (start, start + size))
-        return _Row(told, None, staging.read(f"{name}/raw", begin, end - begin))
-    scheme = schemes.parse(told["scheme"])
-    before = _before(scheme, told.get("tensor_shape", told["shape"]), start, told["row_length"])
-    sizes = scheme.sizes(told["length"], told["row_length"])
-    parts = [
-        staging.read(f"{name}/{part}", begin * item, n * item)
-        for part, item, begin, n in zip(_PARTS, _ITEM_BYTES, before, sizes, strict=True)
-    ]
-    return _Row(told, [parts[0], parts[1].view(np.float32), parts[2].view(np.float32)], None)
 
 
 def from_options(options: Options) -> ParquetSink:

@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from aq2_pipeline import build, layout
+from aq2_pipeline import build
 from aq2_pipeline.errors import FormatError, InputTypeError, InputValueError
 from aq2_pipeline.functions import FUNCTIONS
 from aq2_pipeline.io.paths import open_regular
@@ -17,18 +16,19 @@ from aq2_pipeline.io.safetensors.layout import one_file
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS, IDENTITIES
 from aq2_pipeline.io.writing.sinks import Sink, layer_of, sink_rows, unknown_dtype
 from aq2_pipeline.io.writing.staging import Piece, Spec
+from aq2_pipeline.stored import decoded
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    from aq2_pipeline.io.tables.rows import Quantized, Row
+    from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
     from aq2_pipeline.io.writing.sinks import Layer, Progress
     from aq2_pipeline.io.writing.staging import OutFile, Staging
     from aq2_pipeline.weights import Array
 
-__all__ = ["SafetensorsSink", "decoded_row", "float_bytes", "plain_piece", "plain_spec", "sink_safetensors"]
+__all__ = ["SafetensorsSink", "float_bytes", "plain_piece", "plain_spec", "sink_safetensors"]
 
 #: The dtypes that weights are written in.
 FLOATS = ("F32", "F16", "BF16")
@@ -118,7 +118,7 @@ class SafetensorsSink(Sink):
         if row.quantized is not None and row.quantized.scheme.name == IDENTITIES.get(dtype):
             yield Piece(row.name, begin, row.quantized.data)
             return
-        weights = row.weights if row.quantized is None else decoded_row(row.quantized)
+        weights = row.weights if row.quantized is None else decoded(row.quantized)
         yield Piece(row.name, begin, float_bytes(weights, dtype, row.name, row.start))
 
     def files(self, specs: Sequence[Spec]) -> list[OutFile]:
@@ -162,22 +162,6 @@ def plain_piece(row: Row) -> Piece:
         msg = f"{row.raw.size} bytes for the shape {list(row.shape)} of {row.dtype}"
         raise FormatError(msg).at(layer=row.name)
     return Piece(row.name, row.start * bits // 8, row.raw)
-
-
-def decoded_row(held: Quantized) -> Array:
-    """Return a row's weights as float32."""
-    mask = None
-    fields = [
-        pa.array([held.scheme.name], layout.TEXT),
-        pa.array([held.length], pa.int64()),
-        pa.array([held.row_length], pa.int64()),
-        build.binaries(_ends(held.data), held.data, mask),
-        build.float_lists(_ends(held.scales), held.scales, mask),
-        build.float_lists(_ends(held.zero_points), held.zero_points, mask),
-    ]
-    column = build.structs(layout.QUANTIZED, fields, mask)
-    weights: Array = FUNCTIONS["dequantize"](column).values.to_numpy()
-    return weights
 
 
 def _ends(array: Array) -> Array:

@@ -13,6 +13,7 @@ from aq2_pipeline.decoding import Decoding
 from aq2_pipeline.errors import FormatError, InputTypeError, InputValueError
 from aq2_pipeline.layers import is_chunk
 from aq2_pipeline.shapes import n_weights
+from aq2_pipeline.stored import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,26 +21,7 @@ if TYPE_CHECKING:
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.weights import Array
 
-__all__ = ["Quantized", "Row", "readable", "rows_of"]
-
-
-class Quantized(NamedTuple):
-    """A row's codes, checked against its scheme.
-
-    Attributes
-    ----------
-    scheme : Scheme
-    length, row_length : int
-    data : uint8 array
-    scales, zero_points : float32 arrays
-    """
-
-    scheme: Scheme
-    length: int
-    row_length: int
-    data: Array
-    scales: Array
-    zero_points: Array
+__all__ = ["Row", "readable", "rows_of"]
 
 
 class Row(NamedTuple):

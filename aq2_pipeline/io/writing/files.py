@@ -80,8 +80,8 @@ def name_target(error: OSError, path: Path, temporary: Path, n_bytes: int = 0) -
         return
     if error.errno in _FULL or error.filename is None or str(error.filename).startswith(str(temporary)):
         error.filename, error.filename2 = str(path), None
-    if error.errno in _FULL and n_bytes:
-        error.strerror = f"{error.strerror}: {n_bytes} bytes are needed"
+    if error.errno in _FULL:  # libraries say it in more words
+        error.strerror = os.strerror(error.errno) + (f": {n_bytes} bytes are needed" if n_bytes else "")
 
 
 def remove(temporary: Path) -> None:

@@ -16,13 +16,25 @@ from aq2_pipeline.io.writing.staging import staged
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
+    from aq2_pipeline.io.plans import Plan
+    from aq2_pipeline.io.tables.parts import Part
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec, Staging
     from aq2_pipeline.schemes import Scheme
 
     Progress = Callable[[str, int], None]
 
-__all__ = ["MANIFEST", "Layer", "Sink", "check_target", "described", "layer_of", "sink_rows", "unknown_dtype"]
+__all__ = [
+    "MANIFEST",
+    "Layer",
+    "Sink",
+    "Writer",
+    "check_target",
+    "described",
+    "layer_of",
+    "sink_rows",
+    "unknown_dtype",
+]
 
 #: The file that says which files of a folder are ours.
 MANIFEST = "aq2-manifest.json"
@@ -93,6 +105,25 @@ class Sink:
         """Complete `staging.out`, whose tensors are all written, and check what can be read of it."""
         raise NotImplementedError
 
+    def writer(self, staging: Staging, chosen: Plan, parts: Sequence[Part], identity: str) -> Writer:  # noqa: ARG002
+        """Begin to write layers that are known beforehand, or go on where a killed run of the same identity stopped.
+
+        Parameters
+        ----------
+        staging : Staging
+        chosen : Plan
+        parts : sequence of Part
+            The rows, in the order of the source.
+        identity : str
+            What is made: the source, the recipe and the options.
+        """
+        staging.plan(chosen.specs, self.files(chosen.specs), identity, folder=self.folder)
+        return TensorWriter(self, staging)
+
+    def size(self, specs: Sequence[Spec]) -> int:
+        """Return the bytes of the target, as far as they are known beforehand."""
+        return sum(file.size for file in self.files(specs))
+
     def leaves(self, layer: Layer) -> str | None:  # noqa: ARG002 - formats of engines that know modules do
         """Return why a layer stays as it is unless a rule names it; None where nothing speaks against codes."""
         return None
@@ -116,6 +147,43 @@ class Sink:
         reason = self.refusal(layer)
         if reason:
             raise SchemeError(f"{self.name}: {reason}", f"it takes {self.takes}").at(layer=layer.name)
+
+
+class Writer:
+    """A target that is written row by row.
+
+    Attributes
+    ----------
+    rows : sequence of dict
+        What is there of a killed run: the rows, as `add` was told of them.
+    """
+
+    rows: Sequence[dict[str, Any]]
+
+    def add(self, told: dict[str, Any], row: Row) -> None:
+        """Write a row, and keep what is told of it."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Complete and check what becomes the target."""
+        raise NotImplementedError
+
+
+class TensorWriter(Writer):
+    """Tensors that have their places, so that rows may come in any order."""
+
+    def __init__(self, sink: Sink, staging: Staging) -> None:
+        self._sink, self._staging = sink, staging
+        self.rows = tuple(staging.rows)
+
+    def add(self, told: dict[str, Any], row: Row) -> None:
+        """Write the pieces of a row where they stay."""
+        self._staging.add(told, self._sink.tensors(layer_of(row)), self._sink.pieces(row))
+
+    def finish(self) -> None:
+        """Check that nothing is missing, and complete the files."""
+        self._staging.check_complete()
+        self._sink.finish(self._staging)
 
 
 def unknown_dtype(layer: Layer, known: Container[str]) -> str | None:

@@ -127,6 +127,24 @@ class Staging:
         self._open(self.folder / "spool")
         self._end = 0
 
+    def begin(self, identity: str) -> list[dict[str, Any]]:
+        """Begin the journal of a run, and return what one of the same identity that was killed had kept."""
+        head = {"identity": identity, "boot": _BOOT.read_text().strip() if _BOOT.exists() else ""}
+        kept = _taken_up(self.folder / "journal", head) if self.out.exists() else []
+        if not kept:
+            _remove(self.out)
+        begun = self.folder / "journal.new"  # a kill before all of it is there must not lose what is kept
+        self._journal = self._stack.enter_context(begun.open("w", encoding="utf-8"))
+        self._journal.writelines(json.dumps(entry) + "\n" for entry in [head, *kept])
+        self._journal.flush()
+        begun.replace(self.folder / "journal")
+        return kept
+
+    def keep(self, entry: dict[str, Any]) -> None:
+        """Note in the journal what is written now; a run that takes this one up finds it."""
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+
     def plan(self, specs: Sequence[Spec], files: Sequence[OutFile], identity: str, *, folder: bool) -> None:
         """Lay out the target; pieces that a killed run of the same identity has left are there, and in `rows`.
 
@@ -140,10 +158,7 @@ class Staging:
         folder : bool
             Whether the target is one.
         """
-        head = {"identity": identity, "boot": _BOOT.read_text().strip() if _BOOT.exists() else ""}
-        kept = _taken_up(self.folder / "journal", head) if self.out.exists() else []
-        if not kept:
-            _remove(self.out)
+        kept = self.begin(identity)
         self.specs = {spec.name: spec for spec in specs}
         self.n_bytes = sum(file.size for file in files)
         if folder:
@@ -156,11 +171,6 @@ class Staging:
             self._places |= {name: (k, offset) for name, offset in file.places.items()}
         for entry in kept:
             self._note(entry)
-        begun = self.folder / "journal.new"  # a kill before all of it is there must not lose what is kept
-        self._journal = self._stack.enter_context(begun.open("w", encoding="utf-8"))
-        self._journal.writelines(json.dumps(entry) + "\n" for entry in [head, *kept])
-        self._journal.flush()
-        begun.replace(self.folder / "journal")
 
     def add(self, row: dict[str, Any], specs: Iterable[Spec], pieces: Iterable[Piece]) -> int:
         """Keep what a row became, and return its bytes.
@@ -183,8 +193,7 @@ class Staging:
             told.append([piece.tensor, piece.begin, file, offset, len(data)])
         entry = {"row": row, "pieces": told}
         if self._journal is not None:
-            self._journal.write(json.dumps(entry) + "\n")
-            self._journal.flush()
+            self.keep(entry)
         self._note(entry)
         return sum(int(size) for *_, size in told)
 
