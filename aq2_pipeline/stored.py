@@ -79,7 +79,7 @@ def difference_from(weights: Array, held: Quantized, n_threads: int | None = Non
         If a stored value is not finite.
     """
     from aq2_pipeline.kernels import moments  # noqa: PLC0415 - kernels load at their first use
-    from aq2_pipeline.kernels.differences import difference_rows  # noqa: PLC0415
+    from aq2_pipeline.kernels.rows import difference_rows  # noqa: PLC0415
 
     pieces, given = _cut(held, _SLICE)
     n = pieces.rows.size

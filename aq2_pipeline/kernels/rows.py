@@ -37,6 +37,7 @@ from aq2_pipeline.kernels._jit import (
     measure_function,
 )
 from aq2_pipeline.kernels.bits import keep_subnormals, restore_subnormals
+from aq2_pipeline.kernels.differences import add_differences
 from aq2_pipeline.kernels.moments import (
     BLOCK_SIZE,
     N_COUNTS,
@@ -75,6 +76,7 @@ DECODE_ROWS = types.void(
     decode_function, ints_in, *_range, bytes_in, *_span, floats_in, *_span, floats_in, *_span, ints_in,
     floats_out, *_span, ints_out,
 )  # fmt: skip
+DIFFERENCE_ROWS = types.void(*DECODE_ROWS.args[:14], floats_in, *_span, floats_out, doubles_out, doubles_out, ints_out)
 ERROR_ROWS = types.void(
     error_function, ints_in, *_range, ints_in, ints_in, *_weights, ints_in, floats_in, *_span,
     doubles_out, doubles_out, ints_out, ints_in, floats_out,
@@ -202,6 +204,23 @@ def encode_half_rows(
     restore_subnormals(state)
 
 
+@helper
+def decode_row(
+    decode: Any, params: Any, i: Any, data: Any, data_starts: Any, data_stops: Any,
+    scales: Any, scale_starts: Any, scale_stops: Any, zero_points: Any, zero_starts: Any, zero_stops: Any,
+    row_lengths: Any, values: Any,
+) -> Any:  # fmt: skip
+    """Decode one row."""
+    return decode(
+        data[data_starts[i] : data_stops[i]],
+        scales[scale_starts[i] : scale_stops[i]],
+        zero_points[zero_starts[i] : zero_stops[i]],
+        row_lengths[i],
+        params,
+        values,
+    )
+
+
 @kernel(DECODE_ROWS)
 def decode_rows(
     decode: Any, params: Any, first: Any, last: Any, data: Any, data_starts: Any, data_stops: Any,
@@ -211,14 +230,29 @@ def decode_rows(
     """Decode the rows `first` to `last`."""
     state = keep_subnormals()
     for i in range(first, last):
-        status[i] = decode(
-            data[data_starts[i] : data_stops[i]],
-            scales[scale_starts[i] : scale_stops[i]],
-            zero_points[zero_starts[i] : zero_stops[i]],
-            row_lengths[i],
-            params,
-            values[starts[i] : stops[i]],
-        )
+        status[i] = decode_row(
+            decode, params, i, data, data_starts, data_stops, scales, scale_starts, scale_stops,
+            zero_points, zero_starts, zero_stops, row_lengths, values[starts[i] : stops[i]],
+        )  # fmt: skip
+    restore_subnormals(state)
+
+
+@kernel(DIFFERENCE_ROWS)
+def difference_rows(
+    decode: Any, params: Any, first: Any, last: Any, data: Any, data_starts: Any, data_stops: Any,
+    scales: Any, scale_starts: Any, scale_stops: Any, zero_points: Any, zero_starts: Any, zero_stops: Any,
+    row_lengths: Any, values: Any, starts: Any, stops: Any, scratch: Any, lanes: Any, sums: Any, status: Any,
+) -> None:  # fmt: skip
+    """Decode the rows `first` to `last` one after the other into scratch, and compare each with its weights."""
+    state = keep_subnormals()
+    for i in range(first, last):
+        others = scratch[: stops[i] - starts[i]]
+        status[i] = decode_row(
+            decode, params, i, data, data_starts, data_stops, scales, scale_starts, scale_stops,
+            zero_points, zero_starts, zero_stops, row_lengths, others,
+        )  # fmt: skip
+        own = sums[i * N_ERROR_SUMS : (i + 1) * N_ERROR_SUMS]
+        add_differences(values[starts[i] : stops[i]], others, lanes, own)
     restore_subnormals(state)
 
 

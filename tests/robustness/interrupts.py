@@ -28,7 +28,7 @@ N_WEIGHTS = 1 << 21
 SLOW = "int4_g32:mse"
 COMMAND = [sys.executable, "-c", "from aq2_pipeline.cli import main; main()"]
 #: Surfaces whose engine decides when an interrupt is answered, and as what: at the end of a morsel or vector.
-ENGINES = ("polars-lazy", "duckdb-arrow", "duckdb-native")
+ENGINES = ("polars-eager", "polars-lazy", "duckdb-arrow", "duckdb-native")
 #: How DuckDB tells it, where its own thread or a function of ours got the signal.
 TOLD = ("KeyboardInterrupt", "Query interrupted")
 

@@ -1,0 +1,80 @@
+"""Reading ahead and writing behind: in order, with errors where they belong, and nothing left running."""
+
+import threading
+import time
+
+import pytest
+
+from aq2_pipeline.io.beside import read_ahead, writing_behind
+
+
+def counted(n, made, closed=None):
+    """Yield numbers, and note each before; an error after the last."""
+    try:
+        for k in range(n):
+            made.append(k)
+            yield k
+        message = "no more"
+        raise LookupError(message)
+    finally:
+        if closed is not None:
+            closed.append(threading.current_thread().name)
+
+
+def eventually(condition):
+    """Wait until something is so."""
+    while not condition():
+        time.sleep(0.001)
+
+
+def test_the_next_item_is_made_while_one_is_used():
+    """One more item is made than was taken, on another thread; an error comes where its item would."""
+    made, taken = [], []
+    with read_ahead(counted(3, made)) as items:
+        for n in (1, 2, 3):
+            taken.append(next(items))
+            eventually(lambda n=n: len(made) == min(n + 1, 3))
+        with pytest.raises(LookupError, match="no more"):
+            next(items)
+    assert (taken, made) == ([0, 1, 2], [0, 1, 2])
+
+
+def test_a_reader_that_stops_early_closes_what_it_read():
+    """Where the block ends before the items do, the generator is closed, and no thread is left."""
+    closed, before = [], threading.active_count()
+
+    def stopped():
+        with read_ahead(counted(9, [], closed)) as items:
+            next(items)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert len(closed) == 1
+    assert threading.active_count() == before
+
+
+def test_jobs_run_in_order_one_at_a_time():
+    """Each job begins when the one before is done, and hands its result to whoever begins the next."""
+    done, at_work = [], threading.Event()
+
+    def job(k):
+        assert not at_work.is_set()
+        at_work.set()
+        done.append(k)
+        at_work.clear()
+        return k
+
+    with writing_behind() as behind:
+        assert [behind.begin(lambda k=k: job(k)) for k in range(4)] == [None, 0, 1, 2]
+        assert behind.finish() == 3
+        assert behind.finish() is None
+    assert done == [0, 1, 2, 3]
+
+
+def test_an_error_of_a_job_is_raised_at_the_next_step():
+    """What a job raises comes out of the next call; the jobs before it were done."""
+    with writing_behind() as behind:
+        behind.begin(lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            behind.finish()
