@@ -11,8 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 import aq2_pipeline
 from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeError
+from aq2_pipeline.io.convert import convert
 from aq2_pipeline.io.folders import integer_codes
+from aq2_pipeline.io.folders.compressed_tensors import CompressedTensorsSink
 from aq2_pipeline.io.folders.integer_codes import pack, unpack
+from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.safetensors import layout as tensor_files
 
 RNG = np.random.default_rng(3)
@@ -446,6 +450,19 @@ def test_rounded_scales_come_before_codes(scheme, dtype, tmp_path):
     raw = aq2_pipeline.scan_safetensors(tmp_path / "m" / "model.safetensors", raw=True).collect()
     words = np.frombuffer(raw.filter(layer_name="up.weight_packed")["weights"][0], np.int32).reshape(33, -1)
     assert (bits_of(words, bits)[:, :48] == expected).all()
+
+
+@pytest.mark.parametrize("scheme", ["int4_g16", "int3_g16_asym", "int8_channel"])
+def test_errors_that_are_reported_are_those_of_what_is_written(scheme, tmp_path):
+    """With rounded scales, the report compares the weights with the codes that are found for these."""
+    weights = RNG.standard_t(3, size=(64, 48)).astype(np.float32)
+    save_file({"up.weight": weights}, tmp_path / "m.safetensors")
+    source = open_source(tmp_path / "m.safetensors")
+    sink = CompressedTensorsSink(scale_dtype="F16")
+    [layer] = convert(source, tmp_path / "m", sink, Recipe(scheme)).layers
+    tensors = tensors_of(tmp_path / "m" / "model.safetensors")
+    found = decoded(tensors, "up.weight", int(scheme[3]), asymmetric="asym" in scheme)
+    assert layer.mse == pytest.approx(np.mean((found.astype(float) - weights) ** 2), rel=1e-6)
 
 
 def bfloat16(values):

@@ -137,7 +137,7 @@ def convert(
             left = [part for part in parts if (part.tensor.name, part.start) not in done.rows]
             with read_ahead(_tables(model, left, layers, chunk)) as tables, writing_behind() as behind:
                 for form, table in tables:
-                    rows = _rows(table, layers, form, threads, keep_weights=sink.codes_again)
+                    rows = _rows(table, sink, layers, form, threads)
                     del table  # before the next but one is read
                     done.add(behind.begin(partial(_write, writer, rows)) or [])
                     del rows
@@ -254,17 +254,18 @@ def _check_cut(part: Part, scheme: Scheme | None) -> None:
 
 
 def _rows(
-    table: pa.Table, layers: dict[str, PlannedLayer], form: str, threads: int | None, *, keep_weights: bool
+    table: pa.Table, sink: Sink, layers: dict[str, PlannedLayer], form: str, threads: int | None
 ) -> list[tuple[Row, dict[str, Any]]]:
     """Return the rows of a batch as they are stored, with what the journal says of them."""
     weights: Iterable[Any] = repeat(None)
     if form == "weights":
         weights = [row.values.to_numpy() for row in table["weights"].chunk(0)]
         codes = _quantized(table, [layers[name].wanted for name in table["layer_name"].to_pylist()], threads)
-        table = (table if keep_weights else table.drop(["weights"])).append_column("quantized", codes)
+        table = (table if sink.codes_again else table.drop(["weights"])).append_column("quantized", codes)
     [batch] = table.to_batches()
     found = []
-    for row, values in zip(rows_of(batch, "convert"), weights, strict=form == "weights"):
+    for given, values in zip(rows_of(batch, "convert"), weights, strict=form == "weights"):
+        row = sink.as_written(given)
         told = described(row)
         if layers[row.name].reason is not None:
             told["reason"] = layers[row.name].reason

@@ -14,8 +14,8 @@ import numpy as np
 
 from aq2_pipeline.errors import InputValueError, SchemeError
 from aq2_pipeline.io.folders.float4_codes import GROUPS, float4_of
-from aq2_pipeline.io.folders.integer_codes import codes_of, integers_of, pack, recoded, rounded_scales, without_zeros
-from aq2_pipeline.io.folders.model import FLOAT_BYTES, FolderSink, config_of, weights_of
+from aq2_pipeline.io.folders.integer_codes import codes_of, integers_of, pack, rounded, without_zeros
+from aq2_pipeline.io.folders.model import FLOAT_BYTES, FolderSink, config_of
 from aq2_pipeline.io.writing.sinks import sink_rows
 from aq2_pipeline.io.writing.staging import Piece, Spec
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from aq2_pipeline.io.writing.sinks import Progress
     from aq2_pipeline.schemes import Scheme
     from aq2_pipeline.stored import Quantized
-    from aq2_pipeline.weights import Array
 
 __all__ = ["CompressedTensorsSink", "sink_compressed_tensors"]
 
@@ -153,7 +152,9 @@ class CompressedTensorsSink(FolderSink):
             return
         if told.asymmetric:
             _check_zero_points(row, held)
-        packed, stored = self._coded(row, held, told, matrix.columns)
+        divisible = without_zeros(held, told)
+        packed = codes_of(divisible, told, matrix.columns, 4 * _words(matrix.columns, told.bits))
+        stored, _ = rounded(divisible.scales, self.scale_dtype, row.name)
         _check_range(row, held, told)
         yield Piece(f"{row.name}_packed", matrix.first * packed.shape[1], packed)
         begin = matrix.first * _n_groups(told, matrix.columns) * stored.itemsize if told.group >= 0 else 0
@@ -162,18 +163,6 @@ class CompressedTensorsSink(FolderSink):
             yield Piece(f"{row.name}_shape", 0, np.array(row.tensor_shape, "<i8"))
         if told.asymmetric:
             yield _zero_points(row, held, told, matrix)
-
-    def _coded(self, row: Row, held: Quantized, told: Integers, columns: int) -> tuple[Array, Array]:
-        """Return the words of the codes, and the scales as they are stored."""
-        n_bytes = 4 * _words(columns, told.bits)
-        if self.scale_dtype == "F32":
-            held = without_zeros(held, told)
-            return codes_of(held, told, columns, n_bytes), held.scales
-        weights = weights_of(row)
-        stored, scales, zeros = rounded_scales(held.scales, self.scale_dtype, row.name)
-        offsets = held.zero_points.astype(np.float64) if told.asymmetric else np.full(scales.size, float(told.middle))
-        steps = np.where(zeros, np.float32(np.inf), scales)
-        return recoded(weights, told, steps, offsets, columns, n_bytes), stored
 
     def with_quantization(self, config: dict[str, Any], layers: Sequence[Held]) -> dict[str, Any]:
         """Return the config with its `quantization_config`."""

@@ -188,8 +188,8 @@ def _underflows(scales: Array) -> Array:
     return np.asarray(np.abs(scales) < _SMALLEST_NORMAL)
 
 
-def recoded(weights: Array, told: Integers, scales: Array, offsets: Array, columns: int, n_bytes: int) -> Array:
-    """Return the codes nearest to weights, `w / scale + offset`, as `codes_of` does.
+def recoded(weights: Array, told: Integers, scales: Array, offsets: Array, columns: int) -> Array:
+    """Return the codes nearest to weights, `w / scale + offset`, as a row of `QUANTIZED` has them.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def recoded(weights: Array, told: Integers, scales: Array, offsets: Array, colum
         One a group, none of them 0; infinite where the code is to be that of 0.
     offsets : float64 array
         The same; whole numbers where they are zero points.
-    columns, n_bytes : int
+    columns : int
     """
     n_rows, top = weights.size // columns, (1 << told.bits) - 1
     n_groups = columns // told.group if 0 < told.group < columns else 1
@@ -210,8 +210,8 @@ def recoded(weights: Array, told: Integers, scales: Array, offsets: Array, colum
         np.broadcast_to(array.astype(np.float32).reshape(shape), (n_rows, n_groups))
         for array in (whole, offsets - whole)
     )
-    packed = np.empty((n_rows, n_bytes), np.uint8)
-    step = max(_BLOCK // columns, 1)
+    packed = []
+    step = max(_BLOCK // columns // 8, 1) * 8  # whole bytes, where the matrix is one run of bits
     for first in range(0, n_rows, step):
         block = slice(first, first + step)
         steps = weights[first * columns : (first + step) * columns].reshape(-1, n_groups, columns // n_groups)
@@ -221,5 +221,6 @@ def recoded(weights: Array, told: Integers, scales: Array, offsets: Array, colum
         np.rint(steps, out=steps)
         steps += wholes[block, :, None]
         np.clip(steps, 0, top, out=steps)
-        packed[block] = pack(steps.astype(np.uint8).reshape(-1, columns), told.bits, n_bytes)
-    return packed
+        codes = steps.astype(np.uint8).reshape((1, -1) if told.group < 0 else (-1, steps.shape[2]))
+        packed.append(pack(codes, told.bits, -(-codes.shape[1] * told.bits // 8)).reshape(-1))
+    return np.concatenate(packed)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aq2_pipeline.io.folders.float4_codes import GROUPS, float4_of
-from aq2_pipeline.io.folders.integer_codes import codes_of, integers_of, recoded, rounded, rounded_scales, without_zeros
-from aq2_pipeline.io.folders.model import FLOAT_BYTES, FolderSink, config_of, weights_of
+from aq2_pipeline.io.folders.integer_codes import codes_of, integers_of, rounded, without_zeros
+from aq2_pipeline.io.folders.model import FLOAT_BYTES, FolderSink, config_of
 from aq2_pipeline.io.writing.sinks import sink_rows
 from aq2_pipeline.io.writing.staging import Piece, Spec
 
@@ -138,27 +138,21 @@ class MlxSink(FolderSink):
             yield Piece(row.name, first // 2, found.codes)
             yield Piece(f"{module}.scales", first // GROUPS[held.scheme.name], found.scales)
             return
-        packed, scales, biases = self._coded(row, held, told, matrix.columns)
+        held = without_zeros(held, told)
+        packed = codes_of(held, told, matrix.columns, matrix.columns * told.bits // 8)
+        scales, _ = rounded(held.scales, self.scale_dtype, row.name)
+        biases, _ = rounded(_biases(held.scales, held, told), self.scale_dtype, row.name, "bias")
         begin = matrix.first * (matrix.columns // told.group) * scales.itemsize
         yield Piece(row.name, matrix.first * packed.shape[1], packed)
         yield Piece(f"{module}.scales", begin, scales)
         yield Piece(f"{module}.biases", begin, biases)
 
-    def _coded(self, row: Row, held: Quantized, told: Integers, columns: int) -> tuple[Array, Array, Array]:
-        """Return the words of the codes, and the scales and biases as they are stored."""
-        n_bytes = columns * told.bits // 8
-        if self.scale_dtype == "F32":
-            held = without_zeros(held, told)
-            biases, _ = rounded(_biases(held.scales, held, told), "F32", row.name, "bias")
-            return codes_of(held, told, columns, n_bytes), held.scales, biases
-        weights = weights_of(row)
-        stored, scales, zeros = rounded_scales(held.scales, self.scale_dtype, row.name)
+    def offsets(self, held: Quantized, told: Integers, scales: Array, zeros: Array, layer: str) -> Array:
+        """Return what the biases, as they are stored, come to."""
         if told.asymmetric:
             held = held._replace(zero_points=np.where(zeros, np.rint(held.zero_points), held.zero_points))
-        biases, near = rounded(_biases(scales, held, told), self.scale_dtype, row.name, "bias")
-        offsets = -near.astype(np.float64) / scales
-        steps = np.where(zeros, np.float32(np.inf), scales)
-        return recoded(weights, told, steps, offsets, columns, n_bytes), stored, biases
+        _, near = rounded(_biases(scales, held, told), self.scale_dtype, layer, "bias")
+        return np.asarray(-near.astype(np.float64) / scales)
 
     def with_quantization(self, config: dict[str, Any], layers: Sequence[Held]) -> dict[str, Any]:
         """Return the config with its `quantization`: that of most modules, and those of the others by their paths."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from aq2_pipeline.codecs import IDENTITY
 from aq2_pipeline.errors import FormatError, InputTypeError, InputValueError, SchemeError
-from aq2_pipeline.io.folders.integer_codes import SCALE_DTYPES
+from aq2_pipeline.io.folders.integer_codes import SCALE_DTYPES, integers_of, recoded, rounded_scales
 from aq2_pipeline.io.limits import limits, to_change
 from aq2_pipeline.io.paths import bad_file, open_regular
 from aq2_pipeline.io.safetensors.header import read_header
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
+    from aq2_pipeline.io.folders.integer_codes import Integers
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
     from aq2_pipeline.io.writing.sinks import Layer
@@ -128,6 +129,24 @@ class FolderSink(Sink):
     def matrix_pieces(self, row: Row, held: Quantized, matrix: Matrix) -> Iterator[Piece]:
         """Yield what a row of codes becomes."""
         raise NotImplementedError
+
+    def offsets(self, held: Quantized, told: Integers, scales: Array, zeros: Array, layer: str) -> Array:  # noqa: ARG002
+        """Return the zero of each group's codes with scales as they are stored, float64; `zeros` are zero groups."""
+        return held.zero_points.astype(np.float64) if told.asymmetric else np.full(scales.size, float(told.middle))
+
+    def as_written(self, row: Row) -> Row:
+        """Return a row with its scales rounded as they are stored, and the codes that are nearest with these."""
+        held = row.quantized
+        told = None if held is None else integers_of(held.scheme)
+        if self.scale_dtype == "F32" or held is None or told is None:
+            return row
+        weights = weights_of(row)
+        _, scales, zeros = rounded_scales(held.scales, self.scale_dtype, row.name)
+        offsets = self.offsets(held, told, scales, zeros, row.name)
+        steps = np.where(zeros, np.float32(np.inf), scales)
+        data = recoded(weights, told, steps, offsets, matrix_of(row, held).columns)
+        zero_points = offsets.astype(np.float32) if told.asymmetric else held.zero_points
+        return row._replace(quantized=held._replace(data=data, scales=scales, zero_points=zero_points))
 
     def with_quantization(self, config: dict[str, Any], layers: Sequence[Held]) -> dict[str, Any]:
         """Return config.json with what engines are told of the layers, some of which are quantized."""

@@ -93,8 +93,12 @@ class Sink:
         """Return the tensors that a layer becomes."""
         raise NotImplementedError
 
+    def as_written(self, row: Row) -> Row:
+        """Return a row as the target will hold it, where that is not as it comes."""
+        return row
+
     def pieces(self, row: Row) -> Iterator[Piece]:
-        """Yield what a row becomes: bytes of the tensors of its layer."""
+        """Yield what a row, as it is written, becomes: bytes of the tensors of its layer."""
         raise NotImplementedError
 
     def files(self, specs: Sequence[Spec]) -> list[OutFile]:
@@ -244,7 +248,7 @@ def sink_rows(
         for row in rows_of(given, function):
             layer = layer_of(row)
             sink.check(layer)
-            n_bytes = staging.add(described(row), sink.tensors(layer), sink.pieces(row))
+            n_bytes = staging.add(described(row), sink.tensors(layer), sink.pieces(sink.as_written(row)))
             if progress is not None:
                 progress(row.name, n_bytes)
             del row, layer  # before the next is made
