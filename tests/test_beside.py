@@ -78,3 +78,15 @@ def test_an_error_of_a_job_is_raised_at_the_next_step():
         behind.begin(lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             behind.finish()
+
+
+def test_a_thread_that_cannot_start_is_a_memory_error(monkeypatch):
+    """Where there is no memory for a thread's stack, that is what is said."""
+
+    def refuse(_):
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with writing_behind() as behind, pytest.raises(MemoryError, match="thread"):
+        behind.begin(lambda: 1)

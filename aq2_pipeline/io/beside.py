@@ -41,13 +41,21 @@ def _helper(name: str) -> Iterator[ThreadPoolExecutor]:
             helper.shutdown()  # again, where an interrupt came into the first
 
 
+def _begun(helper: ThreadPoolExecutor, job: Callable[[], T]) -> Future[T]:
+    """Begin a job; a thread that cannot start, because of what its stack takes, is a MemoryError."""
+    try:
+        return helper.submit(job)
+    except RuntimeError as error:
+        raise MemoryError(*error.args) from None
+
+
 def _taken(items: Iterator[T], helper: ThreadPoolExecutor) -> Iterator[T]:
     def make() -> list[T]:
         return list(islice(items, 1))
 
-    coming = helper.submit(make)
+    coming = _begun(helper, make)
     while made := coming.result():
-        coming = helper.submit(make)
+        coming = _begun(helper, make)
         yield made.pop()  # nothing here holds it when the next is asked for
 
 
@@ -61,7 +69,7 @@ class Behind(Generic[T]):
     def begin(self, job: Callable[[], T]) -> T | None:
         """Wait for the job before, begin this one, and return what that one did, if there was one."""
         done = self.finish()
-        self._at_work = self._helper.submit(job)
+        self._at_work = _begun(self._helper, job)
         return done
 
     def finish(self) -> T | None:

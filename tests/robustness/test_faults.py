@@ -31,8 +31,9 @@ from pathlib import Path
 import aq2_pipeline
 from aq2_pipeline import cli
 from aq2_pipeline.io.folders import compressed_tensors
-from aq2_pipeline.io import convert
+from aq2_pipeline.io import beside, convert
 from aq2_pipeline.io.gguf import sink as gguf_sink
+from aq2_pipeline.io.parquet import groups
 from aq2_pipeline.io.parquet import sink as parquet_sink
 from aq2_pipeline.io.writing import sinks
 from aq2_pipeline.io.writing import staging
@@ -40,7 +41,8 @@ from aq2_pipeline.io.safetensors import layout as tensor_files
 from aq2_pipeline.io.writing import files as writing
 from robustness.interrupts import contents, write_model
 
-WATCHED = {module.__file__ for module in (convert, gguf_sink, parquet_sink, sinks, staging, writing, shutil)}
+WATCHED = (beside, convert, gguf_sink, groups, parquet_sink, sinks, staging, writing, shutil)
+WATCHED = {module.__file__ for module in WATCHED}
 root = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ["ROOT"])
 source = root / "model.safetensors"
 tensor_files.SHARD_BYTES = 3000

@@ -95,7 +95,10 @@ def remove(temporary: Path) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError as error:  # it closed a descriptor twice, because an interrupt came between closing and noting
+            raise error.__context__ or error from None
     else:
         with suppress(OSError):
             path.unlink()
