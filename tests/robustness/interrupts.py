@@ -242,7 +242,7 @@ def stop_command(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model.safetensors", n_layers)
-        arguments = ["quantize", str(folder / "model.safetensors"), str(folder / target), "--scheme", "int4_g128"]
+        arguments = ["quantize", str(folder / "model.safetensors"), str(folder / target), "--scheme", SLOW]
         arguments += ["--to", "compressed-tensors"] * ("." not in target)
         subprocess.run([*COMMAND, *arguments], check=True, capture_output=True)
         good = contents(folder)
