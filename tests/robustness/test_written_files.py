@@ -4,12 +4,14 @@ import os
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.model_files import names_in
 
-from aq2_pipeline import FormatError, InputValueError
+import aq2_pipeline
+from aq2_pipeline import FormatError, InputValueError, layout
 from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.opening import open_source
@@ -79,6 +81,40 @@ def test_case_81_parquet_files_that_lie(tmp_path, model, monkeypatch):
     monkeypatch.setattr(parquet, "MAX_ROWS", 6)
     with pytest.raises(FormatError, match="claims 7 rows; 6 are read"):
         open_source(tmp_path / "q.parquet")
+
+
+def bomb(column, size):
+    """Return a table of one layer of 32 weights, and a column that a few bytes make as long as is wanted."""
+    one = aq2_pipeline.quantize([np.ones(32, np.float32)], "int4_g32_asym")
+    parts = dict(zip(layout.QUANTIZED.names, one.flatten(), strict=True))
+    row = {"layer_name": "w", "shape": [32], "dtype": "F32", "tensor_shape": [32], "raw": b""}
+    if column == "quantized_data":
+        parts[column] = pa.array([bytes(size)], pa.large_binary())
+    elif column in ("scales", "zero_points"):
+        values = pa.array(np.ones(size, np.float32))
+        parts[column] = pa.LargeListArray.from_arrays(pa.array([0, size], pa.int64()), values)
+    else:
+        row[column] = [1] * size if "shape" in column else "w" * size if column == "layer_name" else bytes(size)
+    made = {name: pa.array([value]) for name, value in row.items()}
+    made["raw"] = made["raw"].cast(pa.large_binary())
+    fields = [layout.QUANTIZED.field(name) for name in parts]
+    return pa.table(made | {"quantized": pa.StructArray.from_arrays(list(parts.values()), fields=fields)})
+
+
+@pytest.mark.parametrize(
+    "column", ["layer_name", "shape", "tensor_shape", "quantized_data", "scales", "zero_points", "raw"]
+)
+def test_case_81_parquet_files_that_unpack_to_gigabytes(tmp_path, column):
+    """A column that unpacks to more than its layers take is refused before it is unpacked."""
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(bomb(column, 1 << 24), path, compression="zstd", use_dictionary=column != "quantized_data")
+    assert path.stat().st_size < 1 << 17
+    before = pa.total_allocated_bytes()
+    with pytest.raises(
+        FormatError, match=r"bomb\.parquet.*(claims|has) 16777216|bomb\.parquet.*claims 167[0-9]{5} bytes"
+    ):
+        open_source(path)
+    assert pa.total_allocated_bytes() - before < 1 << 20
 
 
 def test_case_82_what_is_no_regular_file(tmp_path):

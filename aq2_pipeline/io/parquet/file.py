@@ -16,6 +16,7 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, layout, schemes
 from aq2_pipeline.errors import Aq2Error, FormatError
 from aq2_pipeline.io.parquet.chunks import Part, Place, StoredLayer, joined
+from aq2_pipeline.io.parquet.claims import check_counts, check_texts, first_counts
 from aq2_pipeline.io.paths import bad_file, open_regular
 from aq2_pipeline.io.writing.files import replacing
 from aq2_pipeline.layers import is_chunk
@@ -286,8 +287,30 @@ class QuantizedFile:
     def _parts(self) -> list[Part]:
         fields = ("scheme", "length", "row_length")
         columns = [name for name in ("layer_name", "shape", "dtype", *_CHUNK_NAMES) if name in self.schema.names]
+        metadata = self._file.metadata
+        check_counts(metadata, first_counts(metadata), self.path)
+        texts = [name for name in ("layer_name", "dtype") if name in columns]
+        self._read(lambda: check_texts(_readable(self.path), [*texts, "quantized.scheme"], self.path))
         rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
-        return [self._part(row) for row in rows]
+        parts = [self._part(row) for row in rows]
+        check_counts(metadata, self._counts(parts), self.path)
+        return parts
+
+    def _counts(self, parts: Sequence[Part]) -> list[dict[str, int]]:
+        """Return what the columns of each row group take."""
+        found, first = [], 0
+        for group in range(self._file.num_row_groups):
+            last = first + self._file.metadata.row_group(group).num_rows
+            sums = dict.fromkeys(("quantized.quantized_data", "quantized.scales", "quantized.zero_points", RAW.name), 0)
+            for stored in (part.stored for part in parts[first:last]):
+                sizes = (0, 0, 0)
+                if stored.scheme is not None:
+                    sizes = schemes.parse(stored.scheme).sizes(stored.length, stored.row_length)
+                for name, size in zip(sums, (*sizes, 0 if stored.scheme else 8 * _product(stored.shape)), strict=True):
+                    sums[name] += size
+            found.append(sums)
+            first = last
+        return found
 
     def _part(self, row: dict[str, Any]) -> Part:
         shape, (chunk, start, whole) = row.get("shape"), (row.get(name) for name in _CHUNK_NAMES)
