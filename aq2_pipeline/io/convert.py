@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import astuple
 from functools import partial
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ _ROWS = 32
 #: What the interpreter and the libraries take, and the bytes that a weight of a chunk takes beyond, at the most.
 _BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 32
 _FEWEST = 1 << 16
-#: Bytes of weights that are read form by form at a time, so that a target in the order of the source holds few back.
+#: Bytes of weights that are read form by form at a time, so that a target in the order of the source holds few back;
+#: a larger tensor is read alone, and at one go, as what is compressed must be.
 _WINDOW_BYTES = 1 << 26
 
 
@@ -168,10 +169,13 @@ def _check_apart(model: Source, path: Path) -> None:
 def _tables(
     model: Source, parts: Sequence[Part], layers: dict[str, PlannedLayer], chunk: int
 ) -> Generator[tuple[str, pa.Table]]:
-    """Yield tables of one form each; parts that are far apart in the source are not far apart in what is yielded."""
-    for first, last in batches_of([4 * part.size for part in parts], _WINDOW_BYTES, len(parts)):
+    """Yield tables of one form each; the order of the source is kept but for small tensors that are near each other."""
+    tensors = [list(own) for _, own in groupby(parts, lambda part: part.tensor.name)]
+    sizes = [sum(4 * part.size for part in own) for own in tensors]
+    for first, last in batches_of(sizes, _WINDOW_BYTES, len(tensors)):
+        window = [part for own in tensors[first:last] for part in own]
         for form in ("weights", "quantized", "raw"):
-            todo = [part for part in parts[first:last] if layers[part.tensor.name].form == form]
+            todo = [part for part in window if layers[part.tensor.name].form == form]
             for table in model.batches(todo, form, chunked=True, max_bytes=4 * chunk):
                 yield form, table
                 del table  # one batch in memory, not two
