@@ -141,10 +141,11 @@ class Tests:
 
     def __init__(self, path: Path) -> None:
         text = path.read_text()
-        tree = ast.parse(text)
+        tree, lines = ast.parse(text), text.split("\n")
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         self.nodes = {node.name: node for node in functions}
-        self.texts = {node.name: ast.get_source_segment(text, node) or "" for node in functions}
+        # Not `ast.get_source_segment`, which splits the whole text anew for each.
+        self.texts = {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in functions}
         self.harness = {
             alias.name
             for node in tree.body

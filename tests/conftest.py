@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -25,3 +26,22 @@ def default_limits():
     """Go back to the default limits of readers after a test that changes them."""
     yield
     set_limits()
+
+
+#: Files that take long, the longest first: two processes share the files, and neither is to begin a long one last.
+LONG = (
+    "test_block_formats", "test_golden", "test_faults", "test_generic_cpu", "test_fuzz", "test_duckdb_native",
+    "test_searches", "test_cold_start", "test_quality", "test_docs", "test_memory", "test_loads", "test_examples",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take long; the others keep their order."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish():
+    """Spare the collector what stays to the end, thousands of tests and what they import, at each compilation."""
+    gc.collect()
+    gc.freeze()

@@ -451,4 +451,4 @@ try:
 except aq2_pipeline.InputValueError as error:
     print(error.row, error.position)
 """
-    assert in_child(code, NUMBA_CPU_NAME="generic").split() == ["0", "129"]
+    assert in_child(code, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="").split() == ["0", "129"]

@@ -10,9 +10,10 @@ alone, whether an engine can be asked at all.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -63,6 +64,14 @@ def connected(path: str = "arrow", **config: Any) -> Iterator[duckdb.DuckDBPyCon
         yield con
     finally:
         con.close()
+
+
+@cache
+def _database(path: str) -> duckdb.DuckDBPyConnection:
+    """Return the database that all calls of a path share: to open one and register takes 50 times what a call does."""
+    kept = connected(path)
+    atexit.register(kept.__exit__, None, None, None)
+    return kept.__enter__()
 
 
 def sql_literal(value: Any) -> str:
@@ -194,7 +203,7 @@ def _duckdb(path: str, function: str, first: pa.Array, *others: Any) -> pa.Chunk
             arguments.append(f"other{k}")
         else:
             arguments.append(sql_literal(other))
-    with connected(path) as con:
+    with _database(path).cursor() as con:
         con.register("source", pa.table(columns))
         query = f"SELECT aq2_{function}({', '.join(arguments)}) AS result FROM source"  # noqa: S608 - our own names
         return con.sql(query).to_arrow_table()["result"]
