@@ -45,3 +45,8 @@ def pytest_collection_finish():
     """Spare the collector what stays to the end, thousands of tests and what they import, at each compilation."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Hand back what was spared: DuckDB's binding complains of objects that are not collected when the process ends."""
+    gc.unfreeze()
