@@ -239,11 +239,12 @@ def spelled(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a figure; of a list, how many there are, of an empty mapping nothing."""
+    """Return a figure; of numbers, from which to which, of another list, how many, of an empty mapping nothing."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value).lower()
     if isinstance(value, list):
-        return str(len(value))
+        numbers_only = value and all(isinstance(each, int | float) for each in value)
+        return " to ".join(map(shown, value)) if numbers_only else str(len(value))
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 10**6 else f"{value:,.0f}"
     if isinstance(value, int):

@@ -243,6 +243,9 @@ def soak(
         "mb_first": round(warm[0]["mb"], 1),
         "mb_last": round(warm[-1]["mb"], 1),
         "mb_per_minute": round(slope(samples), 3),
+        "mb_after": {f"{10 * k} %": round(samples[k * len(samples) // 10 - 1]["mb"], 1) for k in range(1, 11)}
+        if len(samples) >= 10
+        else {},
         "descriptors": [int(min(e["descriptors"] for e in warm)), int(max(e["descriptors"] for e in warm))],
         "files": [int(min(e["files"] for e in warm)), int(max(e["files"] for e in warm))],
     }
