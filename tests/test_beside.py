@@ -55,7 +55,7 @@ def test_a_reader_that_stops_early_closes_what_it_read():
 
 
 def test_jobs_run_in_order_one_at_a_time():
-    """Each job begins when the one before is done, and hands its result to whoever begins the next."""
+    """Each job begins when the one before is done, and each result comes out once, in order."""
     done, at_work = [], threading.Event()
 
     def job(k):
@@ -66,10 +66,30 @@ def test_jobs_run_in_order_one_at_a_time():
         return k
 
     with writing_behind() as behind:
-        assert [behind.begin(lambda k=k: job(k)) for k in range(4)] == [None, 0, 1, 2]
-        assert behind.finish() == 3
-        assert behind.finish() is None
-    assert done == [0, 1, 2, 3]
+        told = [each for k in range(20) for each in behind.begin(lambda k=k: job(k))]
+        told += behind.finish()
+        assert behind.finish() == []
+    assert done == told == list(range(20))
+
+
+def test_few_jobs_wait():
+    """Where jobs take longer than what they are made of, whoever makes it waits, too."""
+    may_end, begun = threading.Semaphore(0), []
+
+    def make(behind):
+        for k in range(9):
+            begun.append(k)
+            behind.begin(may_end.acquire)
+
+    with writing_behind() as behind:
+        maker = threading.Thread(target=make, args=(behind,))
+        maker.start()
+        eventually(lambda: len(begun) == 5)  # one at work, three that wait, and one that is to be taken
+        time.sleep(0.05)
+        assert len(begun) == 5
+        may_end.release(9)
+        maker.join()
+        behind.finish()
 
 
 def test_an_error_of_a_job_is_raised_at_the_next_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Behind", "read_ahead", "writing_behind"]
 
 T = TypeVar("T")
+#: Jobs that wait at the most, beside the one at work: what is written in larger lots takes longer now and then.
+_MOST_WAITING = 3
 
 
 @contextmanager
@@ -60,22 +63,26 @@ def _taken(items: Iterator[T], helper: ThreadPoolExecutor) -> Iterator[T]:
 
 
 class Behind(Generic[T]):
-    """One job at a time on a thread of its own; the next begins when it is done."""
+    """Jobs on a thread of its own, one after the other; a few may wait."""
 
     def __init__(self, helper: ThreadPoolExecutor) -> None:
         self._helper = helper
-        self._at_work: Future[T] | None = None
+        self._waiting: deque[Future[T]] = deque()
 
-    def begin(self, job: Callable[[], T]) -> T | None:
-        """Wait for the job before, begin this one, and return what that one did, if there was one."""
-        done = self.finish()
-        self._at_work = _begun(self._helper, job)
+    def begin(self, job: Callable[[], T]) -> list[T]:
+        """Take a job, once few enough wait, and return what those before it did that are done by now."""
+        done = []
+        while self._waiting and (len(self._waiting) > _MOST_WAITING or self._waiting[0].done()):
+            done.append(self._waiting.popleft().result())
+        self._waiting.append(_begun(self._helper, job))
         return done
 
-    def finish(self) -> T | None:
-        """Wait for the job at work, and return what it did; its error is raised here."""
-        at_work, self._at_work = self._at_work, None
-        return None if at_work is None else at_work.result()
+    def finish(self) -> list[T]:
+        """Wait for all jobs, and return what they did; the error of one is raised here."""
+        done = []
+        while self._waiting:
+            done.append(self._waiting.popleft().result())
+        return done
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import astuple
 from functools import partial
-from itertools import groupby, repeat
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +140,9 @@ def convert(
                 for form, table in tables:
                     rows = _rows(table, sink, layers, form, threads)
                     del table  # before the next but one is read
-                    done.add(behind.begin(partial(_write, writer, rows)) or [])
+                    done.add(chain.from_iterable(behind.begin(partial(_write, writer, rows))))
                     del rows
-                done.add(behind.finish() or [])
+                done.add(chain.from_iterable(behind.finish()))
             writer.finish()
         except MemoryError as error:
             raise done.no_memory() from error
