@@ -45,3 +45,8 @@ def pytest_collection_finish():
     """Spare the collector what stays to the end, thousands of tests and what they import, at each compilation."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let the collector have it again: DuckDB's binding calls what is left at the end leaked."""
+    gc.unfreeze()
