@@ -30,7 +30,7 @@ def default_limits():
 
 #: Files that take long, the longest first: two processes share the files, and neither is to begin a long one last.
 LONG = (
-    "test_block_formats", "test_golden", "test_faults", "test_generic_cpu", "test_fuzz", "test_duckdb_native",
+    "test_block_formats", "test_golden", "test_generic_cpu", "test_faults", "test_fuzz", "test_duckdb_native",
     "test_searches", "test_cold_start", "test_quality", "test_docs", "test_memory", "test_loads", "test_examples",
 )  # fmt: skip
 

@@ -115,7 +115,7 @@ def points(n, step):
 
 def swept(tmp_path, code, **environment):
     """Run code after `FORKING` in a process of its own."""
-    return in_child(FORKING + code, ROOT=str(tmp_path), **environment)
+    return in_child(FORKING + code, 600, ROOT=str(tmp_path), **environment)  # 25 s where six work on two cores
 
 
 # --- F1, F2: kill -9 -------------------------------------------------------------------------------------------------
