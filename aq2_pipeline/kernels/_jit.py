@@ -20,9 +20,13 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaWarning
 from numba.core.runtime.nrt import rtsys
+from numba.experimental import function_type  # noqa: F401 - see below
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Numba imports `function_type` when the first kernel is handed to another, and it registers types then, which the same
+# call of another thread may be searching: "dictionary changed size during iteration".
 
 #: No `parallel=True`: it aborts the process when two engine threads call in
 #: under the workqueue layer and kills forked children under OpenMP. No

@@ -75,3 +75,17 @@ def test_a_function_is_named_by_what_its_factory_gave_it():
     assert [named(value) for value in values] == [named(value) for value in values]
     assert len({named(value) for value in values}) == len(values)
     assert _jit._named(test_a_function_is_named_by_what_its_factory_gave_it).__qualname__.endswith("gave_it")
+
+
+def test_first_calls_register_no_types():
+    """Numba's table of types, which other threads search meanwhile, is whole before the first kernel is called."""
+    code = """
+import numpy as np
+from numba.core.typing.typeof import typeof_impl
+import aq2_pipeline
+from aq2_pipeline.kernels import rows
+known = set(typeof_impl.registry)
+aq2_pipeline.dequantize(aq2_pipeline.quantize([np.ones(64, np.float32)], "int4_g32"))
+assert set(typeof_impl.registry) == known, set(typeof_impl.registry) - known
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
