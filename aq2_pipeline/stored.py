@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -52,12 +52,16 @@ def decoded(held: Quantized, n_threads: int | None = None) -> Array:
     InputValueError
         If a stored value is not finite.
     """
+    from aq2_pipeline.kernels.rows import decode_rows  # noqa: PLC0415 - kernels load at their first use
+
     pieces, given = _cut(held, None)
     values = build.empty(held.length, np.float32)
     status = np.full(pieces.rows.size, -1, np.int64)
-    target = span(pieces.offsets, pieces.lengths)
-    steps = [partial(_decode, held.scheme, k, given, values, target, status) for k in range(pieces.rows.size)]
-    threads.run([[step] for step in steps], n_threads)
+    decode, params = held.scheme.codec.decode, frozen(held.scheme.params)
+    arguments = (*given, values, *span(pieces.offsets, pieces.lengths), status)
+    threads.run(
+        [[partial(decode_rows, decode, params, a, b, *arguments)] for a, b in slices(pieces.lengths)], n_threads
+    )
     _check(pieces, status)
     return values
 
@@ -85,12 +89,11 @@ def difference_from(weights: Array, held: Quantized, n_threads: int | None = Non
     n = pieces.rows.size
     sums, status = np.zeros((n, moments.N_ERROR_SUMS)), np.full(n, -1, np.int64)
     about = (*given, frozen_view(np.ascontiguousarray(weights)), *span(pieces.offsets, pieces.lengths))
-    most = int(pieces.lengths.max(initial=0))
+    decode, params, most = held.scheme.codec.decode, frozen(held.scheme.params), int(pieces.lengths.max(initial=0))
 
     def compare(first: int, last: int) -> None:
         scratch, lanes = np.empty(most, np.float32), np.zeros(moments.N_ERROR_SUMS * moments.N_LANES)
-        codec, params = held.scheme.codec, frozen(held.scheme.params)
-        difference_rows(codec.decode, params, first, last, *about, scratch, lanes, sums.reshape(-1), status)
+        difference_rows(decode, params, first, last, *about, scratch, lanes, sums.reshape(-1), status)
 
     threads.run([[partial(compare, a, b)] for a, b in slices(pieces.lengths)], n_threads)
     _check(pieces, status)
@@ -104,12 +107,6 @@ def _cut(held: Quantized, size: int | None) -> tuple[Pieces, tuple[Array, ...]]:
     arrays = (held.data, held.scales, held.zero_points)
     columns = [(array, np.zeros(1, np.int64), np.array([array.size], np.int64)) for array in arrays]
     return pieces, read_by_kernels(held.scheme, pieces, columns)
-
-
-def _decode(scheme: Scheme, k: int, given: tuple[Array, ...], values: Array, target: Any, status: Array) -> None:
-    from aq2_pipeline.kernels.rows import decode_rows  # noqa: PLC0415 - kernels load at their first use
-
-    decode_rows(scheme.codec.decode, frozen(scheme.params), k, k + 1, *given, values, *target, status)
 
 
 def _check(pieces: Pieces, status: Array) -> None:

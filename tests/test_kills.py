@@ -62,7 +62,7 @@ def watched(module, name):
         return result
     setattr(module, name, call)
 
-for module, name in ((staging, "_write"), (staging, "_read"), (writing, "_sync"), (writing, "sync_folder")):
+for module, name in ((staging, "_write"), (writing, "_sync"), (writing, "sync_folder")):
     watched(module, name)
 watched(groups.GroupFile, "write")
 watched(groups.GroupFile, "close")

@@ -128,11 +128,11 @@ def convert(
     chosen = plan(model, sink, recipe)
     chunk = chunk_weights_for(memory)
     identity = _identity(model, sink, recipe, chunk)
-    layers = {layer.tensor.name: layer for layer in chosen.layers}
+    done = _Done(chosen, progress)
+    layers = done.layers
     parts = [part for part in _parts(model, chosen, chunk) if layers[part.tensor.name].form]
     with staged(path, identity if resume else None) as staging:
         writer = sink.writer(staging, chosen, parts, identity)
-        done = _Done(chosen, progress)
         try:
             done.add(writer.rows)
             left = [part for part in parts if (part.tensor.name, part.start) not in done.rows]
@@ -146,7 +146,7 @@ def convert(
             writer.finish()
         except MemoryError as error:
             raise done.no_memory() from error
-        publish(staging.made, path)
+        publish(staging.out, path)
     return Report(model.path, path, _told(recipe), done.reports())
 
 
@@ -192,7 +192,7 @@ class _Done:
 
     def __init__(self, chosen: Plan, progress: Progress | None = None) -> None:
         self.rows: set[tuple[str, int]] = set()
-        self._layers = {layer.tensor.name: layer for layer in chosen.layers}
+        self.layers = {layer.tensor.name: layer for layer in chosen.layers}
         self._left = {layer.tensor.name: layer.tensor.size for layer in chosen.layers}
         self._lost: dict[str, Difference] = {}
         self._progress = progress
@@ -209,23 +209,21 @@ class _Done:
         if "difference" in told:
             self._lost[name] = self._lost.get(name, Difference()) + Difference(*told["difference"])
         if self._progress is not None:
-            tensor = self._layers[name].tensor
+            tensor = self.layers[name].tensor
             n_bytes = tensor.n_bytes * size // max(tensor.size, 1)
             self._progress(name, n_bytes, None if self._left[name] else self._report(name))
 
     def reports(self) -> list[LayerReport]:
         """Return what became of each layer, its rows together."""
-        return [self._report(name) for name in self._layers]
+        return [self._report(name) for name in self.layers]
 
     def _report(self, name: str) -> LayerReport:
-        return _report(self._layers[name], self._lost.get(name))
+        return _report(self.layers[name], self._lost.get(name))
 
     def no_memory(self) -> MemoryError:
         """Name the layer that memory was too small for: the next that is not written, or at the end the largest."""
-        left = [layer.tensor for name, layer in self._layers.items() if self._left[name]]
-        tensor = (
-            left[0] if left else max((layer.tensor for layer in self._layers.values()), key=lambda one: one.n_bytes)
-        )
+        left = [layer.tensor for name, layer in self.layers.items() if self._left[name]]
+        tensor = left[0] if left else max((layer.tensor for layer in self.layers.values()), key=lambda one: one.n_bytes)
         return MemoryError(f"layer {tensor.name!r}: no memory for its {tensor.n_bytes} bytes and what they become")
 
 

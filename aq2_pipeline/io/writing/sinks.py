@@ -255,7 +255,7 @@ def sink_rows(
         staging.check_complete()
         staging.compose(sink.files(list(staging.specs.values())), folder=sink.folder)
         sink.finish(staging)
-        publish(staging.made, path)
+        publish(staging.out, path)
 
 
 def check_target(path: Path, *, folder: bool) -> None:

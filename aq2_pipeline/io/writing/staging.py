@@ -90,9 +90,7 @@ class Staging:
     Attributes
     ----------
     out : Path
-        Where tensors are written: a file or a folder.
-    made : Path
-        What becomes the target: `out`, unless a sink makes something else of it.
+        What becomes the target: a file or a folder.
     specs : dict of str to Spec
         The tensors of the target.
     rows : list of dict
@@ -103,7 +101,7 @@ class Staging:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / "out"
-        self.made, self.n_bytes = self.out, 0
+        self.n_bytes = 0
         self.specs: dict[str, Spec] = {}
         self.rows: list[dict[str, Any]] = []
         self._spans: dict[str, list[_Span]] = {}
@@ -221,7 +219,7 @@ class Staging:
             self._spans.setdefault(tensor, []).append(_Span(*span))
 
     def check_complete(self) -> None:
-        """Check that every byte of every tensor is there once, before `compose` and `read`.
+        """Check that every byte of every tensor is there once, before `compose`.
 
         Raises
         ------
@@ -256,28 +254,6 @@ class Staging:
                         _copy(self._files[0].fileno(), span.offset, span.size, target)
                 target.truncate(file.size)
         self._files[0].truncate(0)
-
-    def read(self, name: str, begin: int = 0, size: int | None = None) -> Array:
-        """Return bytes of a tensor, by default all of them."""
-        size = self.specs[name].n_bytes - begin if size is None else size
-        data = np.empty(size, np.uint8)
-        for span in self._ordered[name]:
-            first, last = max(span.begin, begin), min(span.begin + span.size, begin + size)
-            if first < last:
-                offset = span.offset + first - span.begin
-                _read(self._files[span.file], offset, memoryview(data[first - begin : last - begin].data))
-        return data
-
-
-def _read(file: FileIO, offset: int, target: memoryview) -> None:
-    file.seek(offset)
-    at = 0
-    while at < len(target):
-        n = file.readinto(target[at:])
-        if not n:
-            msg = "a temporary file is cut"
-            raise FormatError(msg)
-        at += n
 
 
 def _write(file: FileIO, offset: int, data: memoryview) -> None:
