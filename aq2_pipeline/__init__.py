@@ -262,12 +262,13 @@ def sink_parquet(
     target: str | PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
+    compression: str = "uncompressed",
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
     """Write a layer table of quantized layers to a Parquet file: see `aq2_pipeline.io.parquet.sink.sink_parquet`."""
     from aq2_pipeline.io.parquet import sink as parquet_sink  # noqa: PLC0415 - readers and writers are imported when they are used
 
-    parquet_sink.sink_parquet(given, target, metadata=metadata, progress=progress)
+    parquet_sink.sink_parquet(given, target, metadata=metadata, compression=compression, progress=progress)
 
 
 def scan_parquet(source: str | PathLike[str]) -> LazyFrame:

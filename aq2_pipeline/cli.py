@@ -81,6 +81,7 @@ ConfigFrom = Annotated[
     typer.Option(help="The folder, or GGUF file, whose configuration goes along; default the source's own."),
 ]
 ScaleDtype = Annotated[str, typer.Option(help="Of scales: F32, F16 or BF16, where the format has them.")]
+Compression = Annotated[str, typer.Option(help="Of a Parquet file: uncompressed, lz4, snappy or zstd.")]
 
 
 def main() -> None:
@@ -154,6 +155,7 @@ def quantize(
     to: To = None,
     config_from: ConfigFrom = None,
     scale_dtype: ScaleDtype = "F32",
+    compression: Compression = "uncompressed",
     memory: Memory = None,
     threads: Threads = None,
     resume: Resume = False,
@@ -171,7 +173,7 @@ def quantize(
     mode = policy_name.value if policy_name else policy.DEFAULT_MODE
     rules = tuple(parse_rule(text) for text in rule or ())
     recipe = Recipe(scheme, mode, 4 if bits is None else bits, rules)
-    given = {"to": to, "config_from": config_from, "scale_dtype": scale_dtype}
+    given = {"to": to, "config_from": config_from, "scale_dtype": scale_dtype, "compression": compression}
     _run(source, target, recipe, given, memory, threads, resume, dry_run, as_json)
 
 
@@ -197,6 +199,7 @@ def convert(
     target: Source,
     to: To = None,
     config_from: ConfigFrom = None,
+    compression: Compression = "uncompressed",
     memory: Memory = None,
     threads: Threads = None,
     resume: Resume = False,
@@ -204,7 +207,8 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write a model in another format, every layer as it is."""
-    _run(source, target, None, {"to": to, "config_from": config_from}, memory, threads, resume, dry_run, as_json)
+    given = {"to": to, "config_from": config_from, "compression": compression}
+    _run(source, target, None, given, memory, threads, resume, dry_run, as_json)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 import aq2_pipeline
 from aq2_pipeline.errors import Aq2Error
-from aq2_pipeline.io.parquet.file import write_quantized
+from aq2_pipeline.io.parquet.writing import write_quantized
 from aq2_pipeline.io.writing.files import replacing
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import aq2_pipeline.polars
 from aq2_pipeline import errors, layout, policy, rotations, schemes
 from aq2_pipeline.functions import FUNCTIONS, Argument, Function
 from aq2_pipeline.io import listing
-from aq2_pipeline.io.parquet.file import RAW
+from aq2_pipeline.io.parquet.writing import RAW
 from aq2_pipeline.io.writing.sinks import MANIFEST
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ from aq2_pipeline import ArrowQuantV2, FormatError, InputTypeError, InputValueEr
 from aq2_pipeline.io.convert import dequantize_file
 from aq2_pipeline.io.listing import inspect_file
 from aq2_pipeline.io.parquet import file as parquet
-from aq2_pipeline.io.parquet.file import QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet.file import QuantizedFile
+from aq2_pipeline.io.parquet.writing import write_quantized
 
 RESULTS = ("quantized_data", "scales", "zero_points")
 

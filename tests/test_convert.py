@@ -16,7 +16,8 @@ from aq2_pipeline import FormatError, InputValueError, SchemeError, register, sc
 from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet.file import QuantizedFile, write_quantized
+from aq2_pipeline.io.parquet.file import QuantizedFile
+from aq2_pipeline.io.parquet.writing import write_quantized
 from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.tables import source
 from aq2_pipeline.io.targets import TARGETS, Options, sink_for, target_for
@@ -145,7 +146,7 @@ def test_row_groups_are_bounded_by_bytes(minilm, tmp_path, monkeypatch):
     lengths = _group_sizes(tmp_path / "q.parquet")
     assert len(lengths) > 1
     assert all(4 * sum(group) <= 2**26 or len(group) == 1 for group in lengths)
-    monkeypatch.setattr("aq2_pipeline.io.parquet.file.ROW_GROUP_BYTES", 2**22)
+    monkeypatch.setattr("aq2_pipeline.io.parquet.writing.ROW_GROUP_BYTES", 2**22)
     write_quantized([pl.read_parquet(tmp_path / "q.parquet")], tmp_path / "small.parquet")
     assert all(4 * sum(group) <= 2**22 or len(group) == 1 for group in _group_sizes(tmp_path / "small.parquet"))
     dequantize_file(tmp_path / "small.parquet", tmp_path / "small.safetensors")
@@ -298,6 +299,29 @@ def test_chunks_of_a_file_that_a_scheme_cannot_take(model, tmp_path):
     assert names_in(tmp_path) == ["model.safetensors", "q.parquet"]
 
 
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4", "snappy", "zstd"])
+def test_compressions_hold_the_same_rows(model, tmp_path, compression):
+    """Every column has the compression that was asked for, by both ways of writing; the rows are the same."""
+    written(model, tmp_path / "plain.parquet", Recipe("int2_g32_asym"))
+    plain = pl.read_parquet(tmp_path / "plain.parquet")
+    sink = sink_for(target_for("q.parquet"), Options(open_source(model), "", compression=compression))
+    convert.convert(model, tmp_path / "command.parquet", sink, Recipe("int2_g32_asym"))
+    aq2_pipeline.sink_parquet(plain, tmp_path / "table.parquet", compression=compression)
+    for name in ("command.parquet", "table.parquet"):
+        assert pl.read_parquet(tmp_path / name).equals(plain)
+        group = pq.read_metadata(tmp_path / name).row_group(0)
+        assert {group.column(k).compression for k in range(group.num_columns)} == {compression.upper()}
+
+
+def test_an_unknown_compression_is_refused(model, tmp_path):
+    """A compression that is not written is an error that lists those that are; nothing is written."""
+    with pytest.raises(InputValueError, match=r"'zip' is not written.*uncompressed, lz4, snappy, zstd"):
+        sink_for(target_for("q.parquet"), Options(open_source(model), "", compression="zip"))
+    with pytest.raises(InputValueError, match="'zip' is not written"):
+        aq2_pipeline.sink_parquet(pl.DataFrame(), tmp_path / "q.parquet", compression="zip")
+    assert names_in(tmp_path) == ["model.safetensors"]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_bad_value_in_a_chunk_has_its_place_in_the_layer(tmp_path):
     """The position of a bad value is counted in the layer, whatever the chunks; in a cast, too."""
@@ -318,8 +342,8 @@ def test_bad_value_in_a_chunk_has_its_place_in_the_layer(tmp_path):
 def test_memory_bounds_chunks():
     """`memory` decides the weights of a chunk, and too little of it is an error that says how much there must be."""
     assert convert.chunk_weights_for(None) == convert.chunk_weights_for(10**12) == convert.CHUNK_WEIGHTS
-    assert convert.chunk_weights_for(450 << 20) == (50 << 20) // 32
-    with pytest.raises(InputValueError, match="at least 422MB"):
+    assert convert.chunk_weights_for(450 << 20) == (50 << 20) // 96
+    with pytest.raises(InputValueError, match="at least 426MB"):
         convert.chunk_weights_for(1 << 20)
 
 

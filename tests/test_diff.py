@@ -12,7 +12,7 @@ import aq2_pipeline
 from aq2_pipeline import InputValueError, differing
 from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import quantize_file
-from aq2_pipeline.io.parquet.file import write_quantized
+from aq2_pipeline.io.parquet.writing import write_quantized
 from aq2_pipeline.io.recipes import Recipe
 
 RNG = np.random.default_rng(40)

@@ -17,7 +17,7 @@ from aq2_pipeline import FormatError, InputTypeError, InputValueError, SchemeErr
 from aq2_pipeline.io.gguf.layout import header_of
 from aq2_pipeline.io.gguf.sink import sink_gguf
 from aq2_pipeline.io.opening import open_source
-from aq2_pipeline.io.parquet import file as parquet
+from aq2_pipeline.io.parquet import writing as parquet
 from aq2_pipeline.io.parquet.sink import sink_parquet
 from aq2_pipeline.io.parquet.source import scan_parquet
 from aq2_pipeline.io.safetensors.sink import sink_safetensors

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Behind", "read_ahead", "writing_behind"]
 
 T = TypeVar("T")
-#: Jobs that wait at the most, beside the one at work: what is written in larger lots takes longer now and then.
-_MOST_WAITING = 3
+#: Jobs that wait at the most, beside the one at work.
+_MOST_WAITING = 1
 
 
 @contextmanager

@@ -54,16 +54,16 @@ __all__ = [
     "quantize_file",
 ]
 
-#: Weights of a chunk unless memory says otherwise: 16 MB of float32, which caches still help with.
+#: Weights of a chunk unless memory says otherwise: 16 MB of float32.
 CHUNK_WEIGHTS = 1 << 22
+#: Chunks that are read together, as a batch: what a batch takes beside kernels, some 3 ms, is less than a tenth then.
+_BATCH = 4
 #: Chunks begin at multiples of so many matrix rows, so that what is packed across rows is whole words.
 _ROWS = 32
-#: What the interpreter and the libraries take, and the bytes that a weight of a chunk takes beyond, at the most.
-_BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 32
+#: What the interpreter and the libraries take, and the bytes beyond for a weight of a chunk, at the most: one batch is
+#: read, one is quantized, one is written and one waits for that.
+_BASE_BYTES, _BYTES_PER_WEIGHT = 400 << 20, 4 * 24
 _FEWEST = 1 << 16
-#: Bytes of weights that are read form by form at a time, so that a target in the order of the source holds few back;
-#: a larger tensor is read alone, and at one go, as what is compressed must be.
-_WINDOW_BYTES = 1 << 26
 
 
 def chunk_weights_for(memory: int | None) -> int:
@@ -169,14 +169,18 @@ def _check_apart(model: Source, path: Path) -> None:
 def _tables(
     model: Source, parts: Sequence[Part], layers: dict[str, PlannedLayer], chunk: int
 ) -> Generator[tuple[str, pa.Table]]:
-    """Yield tables of one form each; the order of the source is kept but for small tensors that are near each other."""
+    """Yield tables of one form each; the order of the source is kept but for small tensors of one batch.
+
+    A tensor that is larger than a batch is read alone, and at one go, as what is compressed must be.
+    """
+    max_bytes = 4 * _BATCH * chunk
     tensors = [list(own) for _, own in groupby(parts, lambda part: part.tensor.name)]
     sizes = [sum(4 * part.size for part in own) for own in tensors]
-    for first, last in batches_of(sizes, _WINDOW_BYTES, len(tensors)):
+    for first, last in batches_of(sizes, max_bytes, len(tensors)):
         window = [part for own in tensors[first:last] for part in own]
         for form in ("weights", "quantized", "raw"):
             todo = [part for part in window if layers[part.tensor.name].form == form]
-            for table in model.batches(todo, form, chunked=True, max_bytes=4 * chunk):
+            for table in model.batches(todo, form, chunked=True, max_bytes=max_bytes):
                 yield form, table
                 del table  # one batch in memory, not two
 

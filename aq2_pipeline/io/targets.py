@@ -31,6 +31,8 @@ class Options(NamedTuple):
         Of decoded weights.
     scale_dtype : str
         Of scales, where a format stores them in several.
+    compression : str
+        Of a Parquet file.
     config_from : Path or None
         The folder whose configuration and tokenizer go along.
     """
@@ -39,6 +41,7 @@ class Options(NamedTuple):
     recipe: str
     dtype: str | None = None
     scale_dtype: str = "F32"
+    compression: str = "uncompressed"
     config_from: Path | None = None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aq2_pipeline.io.parquet.file import writer
+from aq2_pipeline.io.parquet.writing import writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,12 +39,19 @@ class GroupFile:
         The file's key-value metadata.
     kept : sequence of dict
         What `write` returned for the row groups that are there; what is behind them goes.
+    compression : str
+        One of `file.COMPRESSIONS`.
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, about: Mapping[str, str], kept: Sequence[Mapping[str, Any]] = ()
+        self,
+        path: Path,
+        schema: pa.Schema,
+        about: Mapping[str, str],
+        kept: Sequence[Mapping[str, Any]] = (),
+        compression: str = "uncompressed",
     ) -> None:
-        self._path, self._schema, self._about = os.fsencode(path), schema, about
+        self._path, self._schema, self._about, self._compression = os.fsencode(path), schema, about, compression
         self._metadata: pq.FileMetaData | None = None
         path.touch()
         os.truncate(path, kept[-1]["end"] if kept else 0)
@@ -63,7 +70,7 @@ class GroupFile:
         with pa.OSFile(self._path, "ab") as file:
             os.lseek(file.fileno(), 0, os.SEEK_SET)  # pyarrow begins at 0 only; what is appended goes to the end
             about = self._about if self._metadata is None else None
-            with writer(file, self._schema, about) as group:
+            with writer(file, self._schema, about, self._compression) as group:
                 group.write_table(table, row_group_size=max(len(table), 1))
         with open(self._path, "r+b") as file:  # noqa: PTH123 - a path as bytes
             file.seek(-_TAIL, os.SEEK_END)

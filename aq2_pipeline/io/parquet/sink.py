@@ -14,11 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import build, layout
+from aq2_pipeline.errors import InputValueError
 from aq2_pipeline.io.gguf.types import GGML_NAMES, GGML_TYPES
 from aq2_pipeline.io.parquet.chunks import Part as StoredPart
 from aq2_pipeline.io.parquet.chunks import StoredLayer, joined
-from aq2_pipeline.io.parquet.file import LAYER_TABLE, RAW, ROW_GROUP_BYTES, QuantizedFile, about, write_quantized
+from aq2_pipeline.io.parquet.file import QuantizedFile
 from aq2_pipeline.io.parquet.groups import GroupFile
+from aq2_pipeline.io.parquet.writing import (
+    CHUNK_NAMES,
+    COMPRESSIONS,
+    LAYER_TABLE,
+    RAW,
+    ROW_GROUP_BYTES,
+    about,
+    write_quantized,
+)
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS
 from aq2_pipeline.io.tables.rows import readable, rows_of
 from aq2_pipeline.io.writing.sinks import Sink, Writer, check_target, described, unknown_dtype
@@ -38,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["ParquetSink", "sink_parquet"]
 
 #: Columns that are left out where no row has any.
-_OPTIONAL = (*(field.name for field in layout.CHUNK_FIELDS), RAW.name)
+_OPTIONAL = (*CHUNK_NAMES, RAW.name)
 
 
 def sink_parquet(
@@ -46,6 +56,7 @@ def sink_parquet(
     target: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
+    compression: str = "uncompressed",
     progress: Progress | None = None,
 ) -> None:
     """Write a layer table of quantized layers to a Parquet file, in row groups that are bounded by bytes.
@@ -60,6 +71,8 @@ def sink_parquet(
         Replaced once the new file is complete.
     metadata : mapping of str to str, optional
         Added to the file's key-value metadata, beside the package's version.
+    compression : {"uncompressed", "lz4", "snappy", "zstd"}
+        Of every column. Codes are close to random: see the page on Parquet files.
     progress : callable, optional
         Called with a layer's name and the bytes of its codes, row by row.
 
@@ -67,6 +80,8 @@ def sink_parquet(
     ------
     InputTypeError, FormatError, SchemeError
         Naming the layer; nothing is written then.
+    InputValueError
+        If there is no such compression.
     OSError
         If the file cannot be written; an earlier one stays.
 
@@ -83,12 +98,19 @@ def sink_parquet(
     ...     stored.select(pl.col("quantized").aq2.dequantize()).collect().item().to_list()
     [1.0078740119934082, 2.0157480239868164, 2.992125988006592, 4.0]
     """
+    _check_compression(compression)
     check_target(Path(os.path.realpath(target)), folder=False)
     table, names = readable(given, "sink_parquet")
-    optional = {field.name for field in layout.CHUNK_FIELDS}.intersection(names)
+    optional = set(CHUNK_NAMES).intersection(names)
     optional |= {RAW.name} if {RAW.name, "weights"}.intersection(names) else set()
     left_out = [name for name in _OPTIONAL if name not in optional]
-    write_quantized(_tables(_rows(table, Path(target), progress), left_out), target, metadata)
+    write_quantized(_tables(_rows(table, Path(target), progress), left_out), target, metadata, compression)
+
+
+def _check_compression(name: str) -> None:
+    if name not in COMPRESSIONS:
+        msg = f"the compression {name!r} is not written"
+        raise InputValueError(msg, f"one of {', '.join(COMPRESSIONS)}")
 
 
 def _rows(given: Any, path: Path, progress: Progress | None) -> Iterator[_Row]:
@@ -195,13 +217,20 @@ class ParquetSink(Sink):
     ----------
     metadata : mapping of str to str
         Of the file.
+    compression : {"uncompressed", "lz4", "snappy", "zstd"}
+
+    Raises
+    ------
+    InputValueError
+        If there is no such compression.
     """
 
     name = "parquet"
     takes = "every scheme"
 
-    def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
-        self.metadata = dict(metadata or {})
+    def __init__(self, metadata: Mapping[str, str] | None = None, compression: str = "uncompressed") -> None:
+        _check_compression(compression)
+        self.metadata, self.compression = dict(metadata or {}), compression
 
     def refusal(self, layer: Layer) -> str | None:
         """Return why a layer is not written: bytes of a dtype that nobody knows are not."""
@@ -225,7 +254,11 @@ class ParquetSink(Sink):
         left_out = [] if any(part.chunk is not None for part in parts) else list(_OPTIONAL[:-1])
         left_out += [] if any(layer.form == "raw" for layer in chosen.layers) else [RAW.name]
         order = [(part.tensor.name, part.start) for part in parts]
-        return _GroupWriter(staging, self.metadata, order, left_out, staging.begin(identity))
+        fields = (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized"), RAW)
+        schema = pa.schema([field for field in fields if field.name not in left_out])
+        kept = staging.begin(identity)
+        file = GroupFile(staging.out, schema, about(self.metadata), kept, self.compression)
+        return _GroupWriter(staging, file, schema, order, kept)
 
 
 class _GroupWriter(Writer):
@@ -234,16 +267,13 @@ class _GroupWriter(Writer):
     def __init__(
         self,
         staging: Staging,
-        metadata: Mapping[str, str],
+        file: GroupFile,
+        schema: pa.Schema,
         order: Sequence[tuple[str, int]],
-        left_out: Sequence[str],
         kept: Sequence[dict[str, Any]],
     ) -> None:
-        fields = (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized"), RAW)
-        self._schema = pa.schema([field for field in fields if field.name not in left_out])
-        self._staging = staging
+        self._staging, self._file, self._schema = staging, file, schema
         self.rows = [told for group in kept for told in group["rows"]]
-        self._file = GroupFile(staging.out, self._schema, about(metadata), kept)
         self._order = deque(order[len(self.rows) :])
         self._early: dict[tuple[str, int], _Row] = {}
         self._group: list[_Row] = []
@@ -292,4 +322,4 @@ def from_options(options: Options) -> ParquetSink:
     texts = dict(options.source.metadata)
     if texts and all(isinstance(value, str) for value in texts.values()):
         metadata["aq2.source_metadata"] = json.dumps(texts, sort_keys=True)
-    return ParquetSink(metadata)
+    return ParquetSink(metadata, options.compression)

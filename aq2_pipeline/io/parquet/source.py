@@ -13,7 +13,8 @@ import pyarrow as pa
 from aq2_pipeline import build, layout
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.functions import FUNCTIONS
-from aq2_pipeline.io.parquet.file import RAW, QuantizedFile
+from aq2_pipeline.io.parquet.file import QuantizedFile
+from aq2_pipeline.io.parquet.writing import RAW
 from aq2_pipeline.io.paths import bad_file, open_regular, source_path, stamp_of
 from aq2_pipeline.io.tables.dtypes import decoded, is_float, numpy_dtype
 from aq2_pipeline.io.tables.parts import Part, Tensor
