@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import arrow, layout, windows
+from aq2_pipeline.errors import InputTypeError
 from aq2_pipeline.tensors import rows_of
 from aq2_pipeline.weights import Weights
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from aq2_pipeline.weights import Array
 
-__all__ = ["Column", "Tensors", "read", "validity"]
+__all__ = ["Column", "Tensors", "read", "undescribed", "validity"]
 
 
 class Tensors:
@@ -59,6 +60,15 @@ def read(column: Column, dtype: str | None, active: Array) -> Weights:
         parts.append(arrow.read_weights(chunk, dtype, active[row : row + len(chunk)]))
         row += len(chunk)
     return _joined(parts)
+
+
+def undescribed(column: Column, n_rows: int) -> str | None:
+    """Return an input dtype with which a column is read that no row describes: 16 bits of integers need one."""
+    try:
+        read(column, "bf16", np.zeros(n_rows, bool))
+    except InputTypeError:
+        return None
+    return "bf16"
 
 
 def _read_tensors(arrays: list[Array], dtype: str | None, active: Array) -> Weights:

@@ -168,7 +168,7 @@ class Encoding:
 
     def _read(self, weights: Column, wanted: list[tuple[Scheme, Array]], active: Array) -> list[Part]:
         """Read the weights once for each input dtype; a dtype that some rows ask for in vain fails these rows."""
-        dtypes = {scheme.input_dtype for scheme, _ in wanted} or {None}
+        dtypes = {scheme.input_dtype for scheme, _ in wanted} or {columns.undescribed(weights, active.size)}
         read: dict[str | None, Weights] = {}
         for dtype in dtypes:
             mine = active

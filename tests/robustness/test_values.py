@@ -314,6 +314,19 @@ def test_case_33_rows_may_differ_in_their_dtype():
     assert agreed("quantize", raw, schemes).equals(expected)
 
 
+def test_case_33_uint16_rows_may_differ_in_their_dtype():
+    """A scheme column says what the 16 bits of each row hold; a row of which it does not is refused, no rows are not."""
+    words = [np.array(PLAIN, STORED[dtype]).view(np.uint16).tolist() for dtype in ("f16", "bf16")]
+    column = pa.array([*words, None], pa.large_list(pa.uint16()))
+    schemes = pa.array(["int4_g128@f16", "int4_g128@bf16", None])
+    expected = agreed("quantize", rows(PLAIN, PLAIN, None), "int4_g128")
+    assert agreed("quantize", column, schemes).equals(expected)
+    assert agreed("quantize", column.slice(0, 0), schemes.slice(0, 0)).equals(expected.slice(0, 0))
+    undescribed = pa.array(["int4_g128@f16", "int4_g128", None])
+    texts = everywhere("quantize", column, undescribed)
+    assert all("uint16" in text and "Hint: say what the 16 bits hold" in text for text in texts.values())
+
+
 @pytest.mark.parametrize("value", [1e300, -1e39])
 def test_case_34_what_does_not_fit_float32_is_said_so(value):
     """A float64 beyond float32 is refused with its own value, not as an infinity."""
