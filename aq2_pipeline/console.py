@@ -58,8 +58,14 @@ def _name_of(name: str) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one object."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Print one object: a line for each of its values, and for each object of a list, such as a layer."""
+    encoded = json.JSONEncoder(ensure_ascii=False).encode  # with `indent` it is five times slower
+    lines = []
+    for name, held in value.items():
+        many = isinstance(held, list) and held and isinstance(held[0], dict)
+        told = ",\n    ".join(map(encoded, held)) if many else ""
+        lines.append(f"  {encoded(name)}: " + (f"[\n    {told}\n  ]" if many else encoded(held)))
+    text = "{\n" + ",\n".join(lines) + "\n}"
     typer.echo(text.encode(errors="backslashreplace").decode())  # of names that are not UTF-8; JSON spells it so, too
 
 

@@ -206,6 +206,30 @@ def test_only_the_same_run_is_taken_up(run, model, tmp_path, monkeypatch, change
     assert names_in(target.parent) == ["m.gguf"]
 
 
+def test_two_runs_do_not_take_up_the_same(run, model, tmp_path, monkeypatch):
+    """Where another run was faster to take up what a killed one left, all is made anew, and the other keeps it."""
+    target = tmp_path / "out" / "m.gguf"
+    target.parent.mkdir()
+    n_steps, _ = run(target)
+    assert run(target, kills=n_steps * 3 // 4) is None
+    rename, taken = Path.rename, tmp_path / "taken"
+
+    def late(path, new):
+        if not taken.exists():
+            rename(path, taken)
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", late)
+    monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 8192)  # what the killed run had
+    opened, recipe = open_source(model), Recipe(SCHEMES["gguf"])
+    sink = sink_for(target_for(target), Options(opened, str(recipe)))
+    new = target.read_bytes()
+    convert.convert(opened, target, sink, recipe, resume=True, threads=1)
+    assert taken.exists()
+    assert target.read_bytes() == new
+    assert names_in(target.parent) == ["m.gguf"]
+
+
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 SLOW = """

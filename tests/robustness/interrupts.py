@@ -234,7 +234,7 @@ def _expect_ready(process: Any) -> None:
 
 
 def stop_command(
-    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 8, pause: float = 0.2
+    number: int, target: str, tries: int, seed: int = 0, longest: float = 2.0, n_layers: int = 64, pause: float = 0.2
 ) -> list[Answer]:
     """Return what a signal to the command led to, at random moments of a conversion over an earlier target."""
     rng = random.Random(seed)  # noqa: S311 - moments

@@ -415,7 +415,7 @@ def test_fault_05_08_signals_end_the_command_with_their_code(signal_name):
     import signal  # noqa: PLC0415 - the number is asked for by name
 
     number = getattr(signal, signal_name)
-    for answer in stop_command(number, "folder", 2, seed=1, longest=0.5, n_layers=24, pause=0.02):
+    for answer in stop_command(number, "folder", 2, seed=1, longest=0.5, n_layers=96, pause=0.02):
         assert answer.left == []
         assert answer.told in (f"exit {128 + number}", f"exit {-number}")
 
@@ -538,7 +538,7 @@ def test_fault_05_11_source_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
 
     from aq2_pipeline.io import convert  # noqa: PLC0415 - its chunks are made small
 
-    monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 1 << 12)
+    monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 1 << 10)
     with pytest.raises(FormatError, match=r"model\.safetensors"):
         quantize_file(tmp_path / "model.safetensors", tmp_path / "q.parquet", Recipe("int4_g64"), progress=cut)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

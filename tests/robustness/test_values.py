@@ -315,7 +315,7 @@ def test_case_33_rows_may_differ_in_their_dtype():
 
 
 def test_case_33_uint16_rows_may_differ_in_their_dtype():
-    """A scheme column says what the 16 bits of each row hold; a row of which it does not is refused, no rows are not."""
+    """A scheme column says what the 16 bits of each row hold; one of which it does not is refused."""
     words = [np.array(PLAIN, STORED[dtype]).view(np.uint16).tolist() for dtype in ("f16", "bf16")]
     column = pa.array([*words, None], pa.large_list(pa.uint16()))
     schemes = pa.array(["int4_g128@f16", "int4_g128@bf16", None])

@@ -339,5 +339,7 @@ def _adopt(path: Path, folder: Path, identity: str) -> None:
             with journal.open(encoding="utf-8") as lines:
                 if json.loads(lines.readline())["identity"] == identity:
                     found.append((journal.stat().st_size, left))
-    if found:
-        max(found)[1].rename(folder)
+    for _, left in sorted(found, reverse=True):
+        with suppress(FileNotFoundError):  # another run was faster
+            left.rename(folder)
+            return
