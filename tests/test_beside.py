@@ -94,6 +94,28 @@ def test_few_jobs_wait():
         behind.finish()
 
 
+def test_jobs_that_wait_are_not_begun_after_an_interrupt():
+    """What is at work when the block is left is waited for, what waits for it is not done."""
+    at_work, may_end, done = threading.Event(), threading.Event(), []
+
+    def job():
+        at_work.set()
+        may_end.wait()
+        done.append("first")
+
+    def interrupted():
+        with writing_behind() as behind:
+            behind.begin(job)
+            behind.begin(lambda: done.append("second"))
+            at_work.wait()
+            threading.Timer(0.05, may_end.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["first"]
+
+
 def test_an_error_of_a_job_is_raised_at_the_next_step():
     """What a job raises comes out of the next call; the jobs before it were done."""
     with writing_behind() as behind:

@@ -39,9 +39,9 @@ def _helper(name: str) -> Iterator[ThreadPoolExecutor]:
         yield helper
     finally:
         try:
-            helper.shutdown()
+            helper.shutdown(cancel_futures=True)
         finally:
-            helper.shutdown()  # again, where an interrupt came into the first
+            helper.shutdown(cancel_futures=True)  # again, where an interrupt came into the first
 
 
 def _begun(helper: ThreadPoolExecutor, job: Callable[[], T]) -> Future[T]:
@@ -87,6 +87,6 @@ class Behind(Generic[T]):
 
 @contextmanager
 def writing_behind() -> Iterator[Behind[Any]]:
-    """Give a `Behind`; when the block ends, however it does, nothing runs any more."""
+    """Give a `Behind`; when the block ends, however it does, nothing runs any more, and what waits is not begun."""
     with _helper("aq2-write") as helper:
         yield Behind(helper)
