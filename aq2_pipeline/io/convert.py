@@ -36,11 +36,10 @@ from aq2_pipeline.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from aq2_pipeline.io.plans import Plan, PlannedLayer
     from aq2_pipeline.io.recipes import Recipe
     from aq2_pipeline.io.tables.parts import Part
     from aq2_pipeline.io.tables.rows import Row
-    from aq2_pipeline.io.writing.sinks import Sink, Writer
+    from aq2_pipeline.io.writing.sinks import Plan, PlannedLayer, Sink, Writer
     from aq2_pipeline.schemes import Scheme
 
     Progress = Callable[[str, int, LayerReport | None], None]

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aq2_pipeline import schemes
 from aq2_pipeline.errors import InputValueError, SchemeError
-from aq2_pipeline.io.writing.sinks import Layer
+from aq2_pipeline.io.writing.sinks import Layer, Plan, PlannedLayer
 
 if TYPE_CHECKING:
     from aq2_pipeline.io.recipes import Recipe
     from aq2_pipeline.io.tables.parts import Tensor
     from aq2_pipeline.io.tables.source import Source
     from aq2_pipeline.io.writing.sinks import Sink
-    from aq2_pipeline.io.writing.staging import Spec
 
-__all__ = ["Plan", "PlannedLayer", "plan"]
+__all__ = ["plan"]
 
 #: The side of a matrix that whole blocks and groups of every scheme fit: what a target is asked about first.
 _SIDE = 1 << 13
-
-
-class PlannedLayer(NamedTuple):
-    """A tensor, what it becomes, and why; without a form there is nothing to read of it."""
-
-    tensor: Tensor
-    wanted: str | None
-    reason: str | None
-    form: str | None
-    held: Layer
-
-
-class Plan(NamedTuple):
-    """What a run will do.
-
-    Attributes
-    ----------
-    layers : list of PlannedLayer
-        In the order of the source.
-    specs : list of Spec
-        The tensors of the target.
-    """
-
-    layers: list[PlannedLayer]
-    specs: list[Spec]
 
 
 def plan(source: Source, sink: Sink, recipe: Recipe | None) -> Plan:

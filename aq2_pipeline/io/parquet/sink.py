@@ -37,11 +37,10 @@ from aq2_pipeline.io.writing.staging import Spec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from aq2_pipeline.io.plans import Plan
     from aq2_pipeline.io.tables.parts import Part
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.targets import Options
-    from aq2_pipeline.io.writing.sinks import Layer, Progress
+    from aq2_pipeline.io.writing.sinks import Layer, Plan, Progress
     from aq2_pipeline.io.writing.staging import Staging
     from aq2_pipeline.weights import Array
 

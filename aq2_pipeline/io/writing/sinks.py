@@ -16,8 +16,7 @@ from aq2_pipeline.io.writing.staging import staged
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
-    from aq2_pipeline.io.plans import Plan
-    from aq2_pipeline.io.tables.parts import Part
+    from aq2_pipeline.io.tables.parts import Part, Tensor
     from aq2_pipeline.io.tables.rows import Row
     from aq2_pipeline.io.writing.staging import OutFile, Piece, Spec, Staging
     from aq2_pipeline.schemes import Scheme
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST",
     "Layer",
+    "Plan",
+    "PlannedLayer",
     "Sink",
     "Writer",
     "check_target",
@@ -64,6 +65,31 @@ class Layer(NamedTuple):
     scheme: Scheme | None = None
     is_float: bool = False
     row_length: int | None = None
+
+
+class PlannedLayer(NamedTuple):
+    """A tensor, what it becomes, and why; without a form there is nothing to read of it."""
+
+    tensor: Tensor
+    wanted: str | None
+    reason: str | None
+    form: str | None
+    held: Layer
+
+
+class Plan(NamedTuple):
+    """What a run will do.
+
+    Attributes
+    ----------
+    layers : list of PlannedLayer
+        In the order of the source.
+    specs : list of Spec
+        The tensors of the target.
+    """
+
+    layers: list[PlannedLayer]
+    specs: list[Spec]
 
 
 class Sink:
