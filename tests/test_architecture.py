@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "shapes": set(),
     "arrow": {"build", "layout", "errors", "shapes", "views", "weights"},
     "build": {"layout", "weights"},
-    "columns": {"arrow", "layout", "tensors", "weights", "windows"},
+    "columns": {"arrow", "errors", "layout", "tensors", "weights", "windows"},
     "tensors": {"errors", "layout"},
     "pieces": {"arrow", "build", "codecs", "schemes", "errors", "kernels", "weights"},
     "importances": {"arrow", "errors", "pieces", "schemes", "weights"},
