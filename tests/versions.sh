@@ -47,7 +47,7 @@ failed=0
 for end in "${ends[@]}"; do
     printf '\n=== %s (%ss) ===\n' "$end" "$SECONDS"
     python3 -m venv "$work/$end"
-    "$work/$end/bin/pip" install --quiet --constraint "$work/$end.txt" "$wheel[files]" pytest hypothesis ml-dtypes
+    "$work/$end/bin/pip" install --quiet --constraint "$work/$end.txt" "$wheel[files]" pytest pytest-xdist hypothesis ml-dtypes
     begin=$SECONDS result=passed
     (cd "$work/beside" && "$work/$end/bin/pytest" -p no:cacheprovider "${tests[@]}" 2>&1 | tee "$work/$end.log") || { result=FAILED; failed=1; }
     "$work/$end/bin/python" - "$result" "$((SECONDS - begin))" "$work/$end.log" > "$work/results/$end.json" <<'PYTHON'
