@@ -141,6 +141,7 @@ def convert(
                     del table  # before the next but one is read
                     done.add(chain.from_iterable(behind.begin(partial(_write, writer, rows))))
                     del rows
+                    pa.default_memory_pool().release_unused()  # else what is freed stays for a while, and adds up
                 done.add(chain.from_iterable(behind.finish()))
             writer.finish()
         except MemoryError as error:
