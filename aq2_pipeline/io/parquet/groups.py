@@ -51,7 +51,8 @@ class GroupFile:
         kept: Sequence[Mapping[str, Any]] = (),
         compression: str = "uncompressed",
     ) -> None:
-        self._path, self._schema, self._about, self._compression = os.fsencode(path), schema, about, compression
+        self.schema = schema
+        self._path, self._about, self._compression = os.fsencode(path), about, compression
         self._metadata: pq.FileMetaData | None = None
         path.touch()
         os.truncate(path, kept[-1]["end"] if kept else 0)
@@ -70,7 +71,7 @@ class GroupFile:
         with pa.OSFile(self._path, "ab") as file:
             os.lseek(file.fileno(), 0, os.SEEK_SET)  # pyarrow begins at 0 only; what is appended goes to the end
             about = self._about if self._metadata is None else None
-            with writer(file, self._schema, about, self._compression) as group:
+            with writer(file, self.schema, about, self._compression) as group:
                 group.write_table(table, row_group_size=max(len(table), 1))
         with open(self._path, "r+b") as file:  # noqa: PTH123 - a path as bytes
             file.seek(-_TAIL, os.SEEK_END)
@@ -84,6 +85,6 @@ class GroupFile:
     def close(self) -> None:
         """Write the footer of all row groups; a file without any has an empty one."""
         if self._metadata is None:
-            self.write(self._schema.empty_table())
+            self.write(self.schema.empty_table())
         with pa.OSFile(self._path, "ab") as file:
             self._metadata.write_metadata_file(file)  # type: ignore[union-attr]

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from aq2_pipeline import build, layout
-from aq2_pipeline.errors import InputValueError
 from aq2_pipeline.io.gguf.types import GGML_NAMES, GGML_TYPES
 from aq2_pipeline.io.parquet.chunks import Part as StoredPart
 from aq2_pipeline.io.parquet.chunks import StoredLayer, joined
@@ -22,11 +21,11 @@ from aq2_pipeline.io.parquet.file import QuantizedFile
 from aq2_pipeline.io.parquet.groups import GroupFile
 from aq2_pipeline.io.parquet.writing import (
     CHUNK_NAMES,
-    COMPRESSIONS,
     LAYER_TABLE,
     RAW,
     ROW_GROUP_BYTES,
     about,
+    check_compression,
     write_quantized,
 )
 from aq2_pipeline.io.tables.dtypes import DTYPE_BITS
@@ -97,19 +96,13 @@ def sink_parquet(
     ...     stored.select(pl.col("quantized").aq2.dequantize()).collect().item().to_list()
     [1.0078740119934082, 2.0157480239868164, 2.992125988006592, 4.0]
     """
-    _check_compression(compression)
+    check_compression(compression)
     check_target(Path(os.path.realpath(target)), folder=False)
     table, names = readable(given, "sink_parquet")
     optional = set(CHUNK_NAMES).intersection(names)
     optional |= {RAW.name} if {RAW.name, "weights"}.intersection(names) else set()
     left_out = [name for name in _OPTIONAL if name not in optional]
     write_quantized(_tables(_rows(table, Path(target), progress), left_out), target, metadata, compression)
-
-
-def _check_compression(name: str) -> None:
-    if name not in COMPRESSIONS:
-        msg = f"the compression {name!r} is not written"
-        raise InputValueError(msg, f"one of {', '.join(COMPRESSIONS)}")
 
 
 def _rows(given: Any, path: Path, progress: Progress | None) -> Iterator[_Row]:
@@ -228,7 +221,7 @@ class ParquetSink(Sink):
     takes = "every scheme"
 
     def __init__(self, metadata: Mapping[str, str] | None = None, compression: str = "uncompressed") -> None:
-        _check_compression(compression)
+        check_compression(compression)
         self.metadata, self.compression = dict(metadata or {}), compression
 
     def refusal(self, layer: Layer) -> str | None:
@@ -250,14 +243,14 @@ class ParquetSink(Sink):
     def writer(self, staging: Staging, chosen: Plan, parts: Sequence[Part], identity: str) -> Writer:
         """Begin to write row groups, or go on behind those of a killed run."""
         staging.n_bytes = self.size(chosen.specs)
-        left_out = [] if any(part.chunk is not None for part in parts) else list(_OPTIONAL[:-1])
+        left_out = [] if any(part.chunk is not None for part in parts) else list(CHUNK_NAMES)
         left_out += [] if any(layer.form == "raw" for layer in chosen.layers) else [RAW.name]
         order = [(part.tensor.name, part.start) for part in parts]
         fields = (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS, LAYER_TABLE.field("quantized"), RAW)
         schema = pa.schema([field for field in fields if field.name not in left_out])
         kept = staging.begin(identity)
         file = GroupFile(staging.out, schema, about(self.metadata), kept, self.compression)
-        return _GroupWriter(staging, file, schema, order, kept)
+        return _GroupWriter(staging, file, order, kept)
 
 
 class _GroupWriter(Writer):
@@ -267,11 +260,10 @@ class _GroupWriter(Writer):
         self,
         staging: Staging,
         file: GroupFile,
-        schema: pa.Schema,
         order: Sequence[tuple[str, int]],
         kept: Sequence[dict[str, Any]],
     ) -> None:
-        self._staging, self._file, self._schema = staging, file, schema
+        self._staging, self._file = staging, file
         self.rows = [told for group in kept for told in group["rows"]]
         self._order = deque(order[len(self.rows) :])
         self._early: dict[tuple[str, int], _Row] = {}
@@ -289,7 +281,7 @@ class _GroupWriter(Writer):
             self._size += coming.n_decoded
 
     def _write(self) -> None:
-        table = _table(self._group).select(self._schema.names).cast(self._schema)
+        table = _table(self._group).select(self._file.schema.names).cast(self._file.schema)
         self._staging.keep({"rows": [row.told for row in self._group], **self._file.write(table)})
         self._group, self._size = [], 0
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aq2_pipeline import layout
-from aq2_pipeline.errors import FormatError
+from aq2_pipeline.errors import FormatError, InputValueError
 from aq2_pipeline.io.writing.files import replacing
 from aq2_pipeline.version import __version__
 
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-__all__ = ["CHUNK_NAMES", "COMPRESSIONS", "LAYER_TABLE", "RAW", "ROW_GROUP_BYTES", "about", "write_quantized", "writer"]
+__all__ = [
+    "CHUNK_NAMES",
+    "COMPRESSIONS",
+    "LAYER_TABLE",
+    "RAW",
+    "ROW_GROUP_BYTES",
+    "about",
+    "check_compression",
+    "write_quantized",
+    "writer",
+]
 
 #: Bytes of float32 weights that the layers of one row group stand for at the most; a larger layer stands alone.
 ROW_GROUP_BYTES = 1 << 26
@@ -63,6 +73,8 @@ def write_quantized(
 
     Raises
     ------
+    InputValueError
+        If there is no such compression.
     FormatError
         If a table lacks a column, has one of another type, or is the first with chunks and not the first.
     OSError
@@ -80,6 +92,7 @@ def write_quantized(
     1
     'int4_g128'
     """
+    check_compression(compression)
     told = about(metadata)
     n_rows = 0
     with replacing(target) as temporary:
@@ -107,6 +120,13 @@ def write_quantized(
 def about(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Return a file's key-value metadata: the caller's, beside the package's version."""
     return {"aq2_pipeline": __version__, **(metadata or {})}
+
+
+def check_compression(name: str) -> None:
+    """Check that there is a compression of a name, before anything is read or written."""
+    if name not in COMPRESSIONS:
+        msg = f"the compression {name!r} is not written"
+        raise InputValueError(msg, f"one of {', '.join(COMPRESSIONS)}")
 
 
 def _schema_of(table: pa.Table) -> pa.Schema:
