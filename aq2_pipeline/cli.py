@@ -80,8 +80,8 @@ ConfigFrom = Annotated[
     Path | None,
     typer.Option(help="The folder, or GGUF file, whose configuration goes along; default the source's own."),
 ]
-ScaleDtype = Annotated[str, typer.Option(help="Of scales: F32, F16 or BF16, where the format has them.")]
-Compression = Annotated[str, typer.Option(help="Of a Parquet file: uncompressed, lz4, snappy or zstd.")]
+ScaleDtype = Annotated[str | None, typer.Option(help="Of scales, in a folder: F32, F16 or BF16; default F32.")]
+Compression = Annotated[str | None, typer.Option(help="Of a Parquet file: lz4, snappy or zstd; default none.")]
 
 
 def main() -> None:
@@ -154,8 +154,8 @@ def quantize(
     ] = None,
     to: To = None,
     config_from: ConfigFrom = None,
-    scale_dtype: ScaleDtype = "F32",
-    compression: Compression = "uncompressed",
+    scale_dtype: ScaleDtype = None,
+    compression: Compression = None,
     memory: Memory = None,
     threads: Threads = None,
     resume: Resume = False,
@@ -199,7 +199,7 @@ def convert(
     target: Source,
     to: To = None,
     config_from: ConfigFrom = None,
-    compression: Compression = "uncompressed",
+    compression: Compression = None,
     memory: Memory = None,
     threads: Threads = None,
     resume: Resume = False,

@@ -323,6 +323,22 @@ def test_an_unknown_compression_is_refused(model, tmp_path):
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("target", "option", "takers"),
+    [
+        ("gguf", {"scale_dtype": "BF16"}, "compressed-tensors, mlx"),
+        ("mlx", {"compression": "zstd"}, "parquet"),
+        ("parquet", {"config_from": "folder"}, "gguf, compressed-tensors, mlx"),
+        ("parquet", {"dtype": "F16"}, "safetensors"),
+    ],
+)
+def test_an_option_that_a_target_has_no_use_for_is_refused(model, target, option, takers):
+    """An option that would change nothing is an error, which names the formats that it is for."""
+    [name] = option
+    with pytest.raises(InputValueError, match=f"format {target} has no use for {name}=.*leave it out.*{takers}$"):
+        sink_for(target_for("m", target), Options(open_source(model), "", **option))
+
+
 def test_bad_value_in_a_chunk_has_its_place_in_the_layer(tmp_path):
     """The position of a bad value is counted in the layer, whatever the chunks; in a cast, too."""
     weights = np.ones((100, 64), np.float32)

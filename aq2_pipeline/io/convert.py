@@ -22,6 +22,7 @@ from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.plans import plan
 from aq2_pipeline.io.reports import LayerReport, Report
 from aq2_pipeline.io.tables.parts import batches_of, parts_of
+from aq2_pipeline.io.tables.reused import Reused
 from aq2_pipeline.io.tables.rows import rows_of
 from aq2_pipeline.io.tables.source import Source
 from aq2_pipeline.io.targets import Options, sink_for, target_for
@@ -141,7 +142,6 @@ def convert(
                     del table  # before the next but one is read
                     done.add(chain.from_iterable(behind.begin(partial(_write, writer, rows))))
                     del rows
-                    pa.default_memory_pool().release_unused()  # else what is freed stays for a while, and adds up
                 done.add(chain.from_iterable(behind.finish()))
             writer.finish()
         except MemoryError as error:
@@ -173,14 +173,14 @@ def _tables(
 
     A tensor that is larger than a batch is read alone, and at one go, as what is compressed must be.
     """
-    max_bytes = 4 * _BATCH * chunk
+    max_bytes, empty = 4 * _BATCH * chunk, Reused().empty
     tensors = [list(own) for _, own in groupby(parts, lambda part: part.tensor.name)]
     sizes = [sum(4 * part.size for part in own) for own in tensors]
     for first, last in batches_of(sizes, max_bytes, len(tensors)):
         window = [part for own in tensors[first:last] for part in own]
         for form in ("weights", "quantized", "raw"):
             todo = [part for part in window if layers[part.tensor.name].form == form]
-            for table in model.batches(todo, form, chunked=True, max_bytes=max_bytes):
+            for table in model.batches(todo, form, chunked=True, max_bytes=max_bytes, empty=empty):
                 yield form, table
                 del table  # one batch in memory, not two
 

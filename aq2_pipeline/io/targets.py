@@ -19,7 +19,7 @@ __all__ = ["TARGETS", "Options", "Target", "sink_for", "target_for"]
 
 
 class Options(NamedTuple):
-    """What a user says of a target, beside its name.
+    """What a user says of a target, beside its name; None is the target's default.
 
     Attributes
     ----------
@@ -29,9 +29,9 @@ class Options(NamedTuple):
         What the layers become, for the target's metadata; empty where they stay as they are.
     dtype : str or None
         Of decoded weights.
-    scale_dtype : str
+    scale_dtype : str or None
         Of scales, where a format stores them in several.
-    compression : str
+    compression : str or None
         Of a Parquet file.
     config_from : Path or None
         The folder whose configuration and tokenizer go along.
@@ -40,8 +40,8 @@ class Options(NamedTuple):
     source: Source
     recipe: str
     dtype: str | None = None
-    scale_dtype: str = "F32"
-    compression: str = "uncompressed"
+    scale_dtype: str | None = None
+    compression: str | None = None
     config_from: Path | None = None
 
 
@@ -53,23 +53,28 @@ class Target(NamedTuple):
     name : str
     suffixes : tuple of str
         Of files that are of this format unless told otherwise.
+    takes : tuple of str
+        The attributes of `Options` that it has a use for; with another it is refused.
     module, maker : str
         The function that makes a sink of `Options`.
     """
 
     name: str
     suffixes: tuple[str, ...]
+    takes: tuple[str, ...]
     module: str
     maker: str = "from_options"
 
 
 TARGETS = [
-    Target("parquet", (".parquet",), "parquet.sink"),
-    Target("gguf", (".gguf",), "gguf.sink"),
-    Target("safetensors", (".safetensors",), "safetensors.sink"),
-    Target("compressed-tensors", (), "folders.compressed_tensors"),
-    Target("mlx", (), "folders.mlx"),
+    Target("parquet", (".parquet",), ("compression",), "parquet.sink"),
+    Target("gguf", (".gguf",), ("config_from",), "gguf.sink"),
+    Target("safetensors", (".safetensors",), ("dtype",), "safetensors.sink"),
+    Target("compressed-tensors", (), ("scale_dtype", "config_from"), "folders.compressed_tensors"),
+    Target("mlx", (), ("scale_dtype", "config_from"), "folders.mlx"),
 ]
+#: What a target may have no use for.
+_PARTICULAR = ("dtype", "scale_dtype", "compression", "config_from")
 
 
 def target_for(path: str | os.PathLike[str], name: str | None = None) -> Target:
@@ -96,6 +101,17 @@ def target_for(path: str | os.PathLike[str], name: str | None = None) -> Target:
 
 
 def sink_for(target: Target, options: Options) -> Sink:
-    """Return the sink of a format."""
+    """Return the sink of a format.
+
+    Raises
+    ------
+    InputValueError
+        If an option is given that the format has no use for.
+    """
+    for option in _PARTICULAR:
+        if option not in target.takes and getattr(options, option) is not None:
+            taking = ", ".join(one.name for one in TARGETS if option in one.takes)
+            msg = f"a target of the format {target.name} has no use for {option}={getattr(options, option)!s:.80}"
+            raise InputValueError(msg, f"leave it out; it is for {taking}")
     maker: Callable[[Any], Sink] = getattr(import_module(f"aq2_pipeline.io.{target.module}"), target.maker)
     return maker(options)

@@ -1,9 +1,9 @@
 """Files of 1, 3 and 10 GB to Parquet, GGUF and compressed-tensors: peak memory, and the rate against its parts.
 
-`python -m tests.benchmarks.files [--gigabytes 1 3 10] [--folder FOLDER] [--write-report FILE]`. The
-model is made layer by layer from a seed: each layer holds the same weights, turned. The parts, each alone: reading the
-file, the kernel over as many weights, writing as many bytes as the target has, with fsync. Runs are child processes
-under `ulimit -d` 2 GiB.
+`python -m tests.benchmarks.files [--gigabytes 1 3 10] [--runs 5] [--folder FOLDER] [--write-report FILE]`.
+The model is made layer by layer from a seed: each layer holds the same weights, turned. The parts, each alone: reading
+the file, the kernel over as many weights, writing as many bytes as the target has, with fsync. Command and parts are
+measured in turns, and their medians count; peaks are the highest. Commands are child processes under `ulimit -d` 2 GiB.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,6 +112,23 @@ def writing(folder: Path, n_bytes: int) -> float:
     return seconds
 
 
+class Round(NamedTuple):
+    """What was measured one after the other: the seconds of the command and of its parts, and its peak in megabytes."""
+
+    seconds: tuple[float, ...]
+    peak: float
+
+
+def measure(source: Path, target: Path, arguments: list[str], scheme: str) -> Round:
+    """Measure the command and its parts once."""
+    read = reading(source)
+    seconds, peak = run(source, target, arguments)
+    size = size_of(target)
+    shutil.rmtree(target) if target.is_dir() else target.unlink()  # both write to pages that were just given back
+    written = writing(target.parent, size)
+    return Round((seconds, read, kernel(scheme, source.stat().st_size // 4), written), peak)
+
+
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of a folder's files."""
     files = path.rglob("*") if path.is_dir() else [path]
@@ -121,6 +141,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 3, 10])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", default="")
+    parser.add_argument("--runs", type=int, default=5, help="rounds, of which the medians count")
     parser.add_argument("--write-report", type=Path)
     given = parser.parse_args()
     report: dict[str, dict[str, float]] = {}
@@ -134,9 +155,9 @@ def main() -> None:
             for told, (target, arguments, scheme) in RUNS.items():
                 if given.only not in told:
                     continue
-                read = reading(source)
-                seconds, peak = run(source, folder / target, arguments)
-                parts = read, kernel(scheme, source.stat().st_size // 4), writing(folder, size_of(folder / target))
+                rounds = [measure(source, folder / target, arguments, scheme) for _ in range(given.runs)]
+                seconds, *parts = map(median, zip(*(one.seconds for one in rounds), strict=True))
+                peak = max(one.peak for one in rounds)
                 told_parts = " + ".join(f"{part:.1f}" for part in parts)
                 rate = sum(parts) / seconds
                 cells = (f"{gigabytes} GB", told, f"{seconds:.1f}", told_parts, f"{rate:.2f}", f"{peak:.0f} MB")
@@ -145,10 +166,16 @@ def main() -> None:
                     "peak_mb": round(peak),
                     "seconds": round(seconds, 1),
                     "rate_against_parts": round(rate, 2),
+                    "parts_seconds": [round(part, 1) for part in parts],
                 }
     if given.write_report:
         command = f"python -m tests.benchmarks.files --gigabytes {' '.join(f'{g:g}' for g in given.gigabytes)}"
-        about = {"command": f"{command} --write-report", "cores": os.cpu_count(), "ulimit_d_bytes": LIMIT}
+        about = {
+            "command": f"{command} --write-report",
+            "runs": given.runs,
+            "cores": os.cpu_count(),
+            "ulimit_d_bytes": LIMIT,
+        }
         given.write_report.write_text(json.dumps({**about, "conversions": report}, indent=1) + "\n")
 
 

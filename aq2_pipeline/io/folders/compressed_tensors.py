@@ -274,4 +274,4 @@ def _zero_points(row: Row, held: Quantized, told: Integers, matrix: Matrix) -> P
 
 def from_options(options: Options) -> CompressedTensorsSink:
     """Return the sink of a command."""
-    return CompressedTensorsSink(config_of(options), options.scale_dtype)
+    return CompressedTensorsSink(config_of(options), options.scale_dtype or "F32")

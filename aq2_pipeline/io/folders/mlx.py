@@ -180,4 +180,4 @@ def _biases(scales: Array, held: Quantized, told: Integers) -> Array:
 
 def from_options(options: Options) -> MlxSink:
     """Return the sink of a command."""
-    return MlxSink(config_of(options), options.scale_dtype)
+    return MlxSink(config_of(options), options.scale_dtype or "F32")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aq2_pipeline.io.parquet.writing import writer
+from aq2_pipeline.io.writing.files import begin_sync
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ class GroupFile:
             end = file.seek(-n_footer, os.SEEK_END)
             footer = file.read()
             file.truncate(end)
+            begin_sync(file.fileno())
         self._note(footer)
         return {"end": end, "footer": base64.b64encode(footer).decode()}
 

@@ -313,4 +313,4 @@ def from_options(options: Options) -> ParquetSink:
     texts = dict(options.source.metadata)
     if texts and all(isinstance(value, str) for value in texts.values()):
         metadata["aq2.source_metadata"] = json.dumps(texts, sort_keys=True)
-    return ParquetSink(metadata, options.compression)
+    return ParquetSink(metadata, options.compression or "uncompressed")

@@ -131,7 +131,7 @@ class ParquetSource(Source):
         chunked: bool = False,
         max_rows: int | None = None,
         max_bytes: int | None = None,  # noqa: ARG002 - row groups are bounded
-        made: Callable[[Array], object] = id,  # noqa: ARG002 - nobody reads a Parquet file ahead
+        empty: Callable[[int, Any], Array] | None = None,  # noqa: ARG002 - pyarrow has its own
     ) -> Iterator[pa.Table]:
         """Yield rows as `Source.batches` does, but in the order of the file."""
         wanted = {self._rows[part.tensor.name, part.start]: part for part in parts}

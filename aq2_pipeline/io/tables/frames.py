@@ -54,7 +54,7 @@ def lazy_frame(source: Source, form: str, chunk_weights: int | None = None, *, m
             rows = [rows[row] for row in told.filter(known)["__aq2_row"]]
         read = form if column in wanted or rest is not None else None
         in_flight = InFlight()
-        for batch in source.batches(rows, read, chunked=chunked, max_rows=batch_size, made=in_flight.note):
+        for batch in source.batches(rows, read, chunked=chunked, max_rows=batch_size, empty=in_flight.empty):
             frame = pl.DataFrame(batch).with_columns(constant)
             yield (frame if rest is None else frame.filter(rest)).select(wanted)
             del batch, frame

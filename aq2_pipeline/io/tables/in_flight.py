@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from aq2_pipeline.io.tables.reused import Reused
 
 if TYPE_CHECKING:
     from aq2_pipeline.weights import Array
@@ -22,16 +24,18 @@ class InFlight:
     """The arrays of one query that are still held."""
 
     def __init__(self) -> None:
+        self._memory = Reused()
         self._held = 0
         self._changed = threading.Condition()
         self._patient = True
 
-    def note(self, array: Array) -> None:
-        """Count an array until nobody holds it."""
-        size = array.nbytes
+    def empty(self, n: int, dtype: Any) -> Array:
+        """Return an array of any content, which counts until nobody holds it."""
+        array = self._memory.empty(n, dtype)
         with self._changed:
-            self._held += size
-        weakref.finalize(array, self._let_go, size).atexit = False
+            self._held += array.nbytes
+        weakref.finalize(array, self._let_go, array.nbytes).atexit = False
+        return array
 
     def _let_go(self, size: int) -> None:
         with self._changed:

@@ -19,6 +19,7 @@ from aq2_pipeline.io.paths import Stamp, bad_file, open_regular, stamp_of
 from aq2_pipeline.io.tables.collecting import collector_paused
 from aq2_pipeline.io.tables.dtypes import BLOCK_DTYPES, decoded, is_float, numpy_dtype, scheme_of_dtype
 from aq2_pipeline.io.tables.parts import Part, Tensor, batches_of, parts_of
+from aq2_pipeline.io.tables.reused import Reused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,10 +68,6 @@ FORMS = {
 }
 
 
-def _ignore(_: Array) -> None:
-    return None
-
-
 class Opened:
     """The files of a source while they are read, one open at a time; a file that has changed is an error."""
 
@@ -78,8 +75,8 @@ class Opened:
         self.source = source
         #: What a format keeps between two reads, such as how far it has come in a compressed tensor.
         self.state: Any = None
-        #: Told of each array that a batch holds.
-        self.made: Callable[[Array], object] = _ignore
+        #: Makes the arrays that batches hold.
+        self.empty: Callable[[int, Any], Array] = Reused().empty
         self._stack = ExitStack()
         self._number: int | None = None
         self._file: FileIO
@@ -237,7 +234,7 @@ class Source:
         chunked: bool = False,
         max_rows: int | None = None,
         max_bytes: int | None = None,
-        made: Callable[[Array], object] = _ignore,
+        empty: Callable[[int, Any], Array] | None = None,
     ) -> Iterator[pa.Table]:
         """Yield rows of the layer table, a batch at a time.
 
@@ -251,8 +248,8 @@ class Source:
             Whether the columns that say which part of a layer a row is are there.
         max_rows, max_bytes : int, optional
             The most rows of a batch, and the most bytes of its weights unless one row has more; default `BATCH_BYTES`.
-        made : callable
-            Told of the array that each batch's weights or bytes lie in.
+        empty : callable, optional
+            Makes the array, of a size and dtype, that each batch's weights or bytes lie in; default `Reused.empty`.
         """
         sizes = [0 if form is None else self._size(part, form) for part in parts]
         limits = (max_bytes or BATCH_BYTES, max_rows or len(parts) or 1)
@@ -260,7 +257,7 @@ class Source:
             yield from (listing(parts[a:b], chunked=chunked) for a, b in batches_of(sizes, *limits))
             return
         with self._opened(self) as opened:
-            opened.made = made
+            opened.empty = empty or opened.empty
             for first, stop in opened.runs(parts) if form == "weights" else [(0, len(parts))]:
                 for a, b in batches_of(sizes[first:stop], *limits):
                     rows = parts[first + a : first + b]
@@ -293,8 +290,7 @@ class Source:
                 )
                 raise error.at(function=self.function, layer=part.tensor.name)
         offsets = build.offsets_of(np.array(sizes, np.int64))
-        data = build.empty(int(offsets[-1]), np.uint8)
-        opened.made(data)
+        data = opened.empty(int(offsets[-1]), np.uint8)
         for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if end > begin:
                 self.read(opened, part, 0, data[begin:end])
@@ -326,8 +322,7 @@ class Source:
         there = opened.floats(parts)
         if there is not None:
             return build.float_lists(offsets, there, None)
-        values = build.empty(int(offsets[-1]), np.float32)
-        opened.made(values)
+        values = opened.empty(int(offsets[-1]), np.float32)
         for part, begin, end in zip(parts, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if end == begin:
                 continue

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["name_target", "publish", "remove", "remove_stale", "replacing", "stale", "temporary_of"]
+__all__ = ["begin_sync", "name_target", "publish", "remove", "remove_stale", "replacing", "stale", "temporary_of"]
 
 #: Of Linux: `fcntl.h` and `linux/fs.h`.
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2
 #: What a full disk is called; such errors do not say which file they are about.
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: The most bytes of a target's name that its temporary file repeats, adding 34: file systems take 255.
@@ -157,6 +157,16 @@ def _exchanged(one: Path, other: Path) -> bool:
     except (AttributeError, OSError, TypeError):  # another system, or an old C library
         return False
     return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def begin_sync(descriptor: int) -> None:
+    """Have Linux begin to write a file to the disk, so that less is left for the sync at the end.
+
+    Nobody waits for it, and it does not fail: errors of the disk come with the sync.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another system, or an old C library
+        whole = ctypes.c_int64(0)
+        ctypes.CDLL(None).sync_file_range(descriptor, whole, whole, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_folder(folder: Path) -> None:

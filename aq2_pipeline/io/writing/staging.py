@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from aq2_pipeline.errors import FormatError
-from aq2_pipeline.io.writing.files import name_target, remove, remove_stale, stale, temporary_of
+from aq2_pipeline.io.writing.files import begin_sync, name_target, remove, remove_stale, stale, temporary_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +29,8 @@ __all__ = ["OutFile", "Piece", "Spec", "Staging", "staged"]
 
 #: Bytes that are written or copied between two answers to an interrupt.
 _COPY_BYTES = 1 << 26
+#: Bytes that are written until the system is told to bring them to the disk.
+_SYNC_BYTES = 1 << 25
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -110,6 +112,7 @@ class Staging:
         self._places: dict[str, tuple[int, int]] = {}
         self._journal: Any = None
         self._end: int | None = None
+        self._unsynced = 0
         self._stack = ExitStack()
 
     def close(self) -> None:
@@ -189,11 +192,17 @@ class Staging:
             file, offset = self._place(piece, len(data))
             _write(self._files[file], offset, data)
             told.append([piece.tensor, piece.begin, file, offset, len(data)])
+        n_bytes = sum(int(size) for *_, size in told)
+        self._unsynced += n_bytes
+        if self._unsynced > _SYNC_BYTES:
+            for open_file in self._files:
+                begin_sync(open_file.fileno())
+            self._unsynced = 0
         entry = {"row": row, "pieces": told}
         if self._journal is not None:
             self.keep(entry)
         self._note(entry)
-        return sum(int(size) for *_, size in told)
+        return n_bytes
 
     def _check_spec(self, spec: Spec) -> None:
         known = self.specs.setdefault(spec.name, spec) if self._end is not None else self.specs.get(spec.name)
