@@ -322,7 +322,6 @@ def test_an_unknown_compression_is_refused(model, tmp_path):
     assert names_in(tmp_path) == ["model.safetensors"]
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
     ("target", "option", "takers"),
     [
@@ -339,6 +338,7 @@ def test_an_option_that_a_target_has_no_use_for_is_refused(model, target, option
         sink_for(target_for("m", target), Options(open_source(model), "", **option))
 
 
+@pytest.mark.usefixtures("small_chunks")
 def test_bad_value_in_a_chunk_has_its_place_in_the_layer(tmp_path):
     """The position of a bad value is counted in the layer, whatever the chunks; in a cast, too."""
     weights = np.ones((100, 64), np.float32)

@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the medians count")
     parser.add_argument("--write-report", type=Path)
     given = parser.parse_args()
-    report: dict[str, dict[str, float]] = {}
+    report: dict[str, dict[str, float | list[float]]] = {}
     print("| source | target | seconds | read + kernel + write | rate against these | peak memory |")
     print("| --- | --- | --- | --- | --- | --- |")
     for gigabytes in given.gigabytes:

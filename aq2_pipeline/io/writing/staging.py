@@ -193,16 +193,21 @@ class Staging:
             _write(self._files[file], offset, data)
             told.append([piece.tensor, piece.begin, file, offset, len(data)])
         n_bytes = sum(int(size) for *_, size in told)
-        self._unsynced += n_bytes
-        if self._unsynced > _SYNC_BYTES:
-            for open_file in self._files:
-                begin_sync(open_file.fileno())
-            self._unsynced = 0
+        if self._end is None:  # a spool goes before the target is there
+            self._begin_sync(n_bytes)
         entry = {"row": row, "pieces": told}
         if self._journal is not None:
             self.keep(entry)
         self._note(entry)
         return n_bytes
+
+    def _begin_sync(self, n_bytes: int) -> None:
+        """Have the disk written to once enough more is there."""
+        self._unsynced += n_bytes
+        if self._unsynced > _SYNC_BYTES:
+            for file in self._files:
+                begin_sync(file.fileno())
+            self._unsynced = 0
 
     def _check_spec(self, spec: Spec) -> None:
         known = self.specs.setdefault(spec.name, spec) if self._end is not None else self.specs.get(spec.name)
