@@ -2,12 +2,13 @@
 
 Kernels release the GIL and are cut into slices, so that an interrupt is answered
 between two of them. An engine's own threads call in at the same time; callers
-and helpers together never exceed the limit, and a caller that finds it reached
-works alone.
+and helpers together never exceed the limit, and a caller that finds it reached,
+or no room for another thread, works alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -80,8 +81,9 @@ class _Pool:
                 self.executor = ThreadPoolExecutor(_MOST_HELPERS, thread_name_prefix="aq2")
             executor = self.executor
         if executor is not None:
-            for _ in range(helpers):
-                executor.submit(run.help)
+            with contextlib.suppress(RuntimeError):  # no room for a thread's stack: the caller works without it
+                for _ in range(helpers):
+                    executor.submit(run.help)
 
 
 class _Run:

@@ -6,16 +6,17 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from numba import njit
+from numba import njit, types
 from support.samples import IDENTITY_SCHEMES, bell, column, shapes
 
 import aq2_pipeline
 from aq2_pipeline import InputValueError, pieces, threads
-from aq2_pipeline.kernels import bits, moments
+from aq2_pipeline.kernels import _jit, bits, moments
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +102,24 @@ def test_no_more_threads_work_than_asked(monkeypatch):
     threads.run([(step,)] * 200, 3)
     assert 1 <= most[0] <= 3
     assert threads._pool.n_working == 0
+
+
+def test_callers_work_alone_where_no_thread_can_start(monkeypatch):
+    """No room for a thread's stack, neither for a helper's nor for the compiler's, costs time and nothing else."""
+
+    def start(_thread):
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(threads, "_pool", threads._Pool())
+    _jit._compiler.cache_clear()
+    done = []
+    threads.run([(partial(done.append, k),) for k in range(20)], 4)
+    assert done == list(range(20))
+    assert threads._pool.n_working == 0
+    assert _jit.Kernel(lambda x: x + 1, types.int64(types.int64)).compiled(1) == 2
+    _jit._compiler.cache_clear()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("x"), MemoryError])

@@ -202,7 +202,13 @@ class Kernel:
         A helper thread makes it while this one waits: an interrupt that meets
         LLVM's callbacks would be swallowed, and a wait answers it.
         """
-        return self._dispatcher or _compiler().submit(self._compile).result()
+        if self._dispatcher:
+            return self._dispatcher
+        try:
+            compiled = _compiler().submit(self._compile)
+        except RuntimeError:  # no room for a thread's stack
+            return self._compile()
+        return compiled.result()
 
     def _compile(self) -> Any:
         with _compiling:
