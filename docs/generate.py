@@ -80,6 +80,7 @@ PARQUET_KEYS = {
     "aq2.source": "the name of the source's file or folder",
     "aq2.source_tensors_sha256": "a hash of the source's names, dtypes and shapes, in their order",
     "aq2.source_metadata": "the source's own metadata, if all of it is strings, as a JSON object",
+    "aq2.source_gguf_metadata": "the key-values of a GGUF source: a GGUF file without tensors, in base64",
 }
 
 #: What a manifest says.

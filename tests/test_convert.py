@@ -15,8 +15,11 @@ import aq2_pipeline
 from aq2_pipeline import FormatError, InputValueError, SchemeError, register, schemes
 from aq2_pipeline.io import convert
 from aq2_pipeline.io.convert import dequantize_file, quantize_file
+from aq2_pipeline.io.gguf.layout import header_of
+from aq2_pipeline.io.gguf.values import key_value
 from aq2_pipeline.io.opening import open_source
 from aq2_pipeline.io.parquet.file import QuantizedFile
+from aq2_pipeline.io.parquet.origin import metadata_of
 from aq2_pipeline.io.parquet.writing import write_quantized
 from aq2_pipeline.io.recipes import Recipe
 from aq2_pipeline.io.tables import source
@@ -184,6 +187,33 @@ def test_file_says_what_made_it(model, tmp_path):
     assert found.keys() == keys
     assert (found["aq2.recipe"], found["aq2.source"]) == ("policy base, 3 bits", model.name)
     assert open_source(tmp_path / "q.parquet").metadata == {"format": "pt", "note": "ü"}
+
+
+def test_key_values_of_gguf_go_through_parquet(tmp_path):
+    """GGUF to Parquet and back gives the same file, types and strings that are no text included."""
+    entries = [
+        key_value("general.architecture", "llama"),
+        key_value("general.file_type", 7, "u32"),
+        key_value("llama.rope.freq_base", 1e4, "f32"),
+        key_value("llama.context_length", 4096, "u64"),
+        key_value("tokenizer.ggml.tokens", ["ü", b"\xff"]),
+        key_value("tokenizer.ggml.scores", [0.5, -0.0], "f32"),
+        key_value("empty", [], "i8"),
+    ]
+    codes = aq2_pipeline.quantize(np.arange(64, dtype=np.float32), "q8_0").to_pylist()[0]["quantized_data"]
+    header = header_of([("w", (2, 32), "Q8_0", 68)], entries).header
+    (tmp_path / "m.gguf").write_bytes(header + codes + bytes(-len(codes) % 32))
+    written(tmp_path / "m.gguf", tmp_path / "m.parquet")
+    written(tmp_path / "m.parquet", tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    assert open_source(tmp_path / "m.parquet").metadata["tokenizer.ggml.tokens"] == ["ü", b"\xff"]
+
+
+@pytest.mark.parametrize("text", ["*", "R0dV", "R0dVRgMAAAA=", "R0dVRgMAAAAAAAAAAAAAAP////////8="])
+def test_damaged_key_values_name_file_and_key(text, tmp_path):
+    """What is no base64, or no header of GGUF, is a FormatError."""
+    with pytest.raises(FormatError, match=r"m\.parquet.*aq2\.source_gguf_metadata"):
+        metadata_of({"aq2.source_gguf_metadata": text}, tmp_path / "m.parquet")
 
 
 def test_bad_value_names_the_layer_and_leaves_the_old_file(tmp_path):

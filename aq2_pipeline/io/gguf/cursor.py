@@ -6,13 +6,14 @@ import struct
 from typing import TYPE_CHECKING
 
 from aq2_pipeline.io.limits import limits, to_change
-from aq2_pipeline.io.paths import bad_file, stamp_of
+from aq2_pipeline.io.paths import bad_file
 
 if TYPE_CHECKING:
-    from io import FileIO
     from pathlib import Path
+    from typing import BinaryIO
 
     from aq2_pipeline.errors import FormatError
+    from aq2_pipeline.io.paths import Stamp
 
 __all__ = ["Cursor"]
 
@@ -26,14 +27,16 @@ class Cursor:
 
     Parameters
     ----------
-    file : FileIO
+    file : BinaryIO
         Unbuffered; its position changes.
     path : Path
         What messages call it.
+    stamp : tuple of int
+        Its size in bytes, and the time of its change.
     """
 
-    def __init__(self, file: FileIO, path: Path) -> None:
-        self.file, self.path, self.stamp = file, path, stamp_of(file)
+    def __init__(self, file: BinaryIO, path: Path, stamp: Stamp) -> None:
+        self.file, self.path, self.stamp = file, path, stamp
         self.size, self.buffer, self.at = self.stamp[0], bytearray(), 0
         self.most = limits().header_bytes
         file.seek(0)

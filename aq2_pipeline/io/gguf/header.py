@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import struct
+from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from aq2_pipeline.io.gguf.cursor import Cursor
 from aq2_pipeline.io.gguf.types import ARRAY, GGML_TYPES, REMOVED_TYPES, STRING, VALUE_NAMES, VALUE_TYPES
 from aq2_pipeline.io.gguf.values import KeyValue
 from aq2_pipeline.io.limits import limits, to_change
-from aq2_pipeline.io.paths import Stamp, bad_file
+from aq2_pipeline.io.paths import Stamp, bad_file, stamp_of
 from aq2_pipeline.io.tables.parts import Tensor
 
 if TYPE_CHECKING:
@@ -88,12 +89,12 @@ class Header(NamedTuple):
 _Info = tuple[str, int, tuple[int, ...], int, int]
 
 
-def read_header(file: FileIO, path: Path) -> Header:
-    """Read and check the header of an open file.
+def read_header(file: FileIO | BytesIO, path: Path) -> Header:
+    """Read and check the header of an open file, or of one in memory.
 
     Parameters
     ----------
-    file : FileIO
+    file : FileIO or BytesIO
         Unbuffered; its position changes.
     path : Path
         What messages call it.
@@ -109,7 +110,8 @@ def read_header(file: FileIO, path: Path) -> Header:
     then what each tensor is, then padding and their data:
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
-    cursor = Cursor(file, path)
+    stamp = (file.getbuffer().nbytes, 0) if isinstance(file, BytesIO) else stamp_of(file)
+    cursor = Cursor(file, path, stamp)
     version, n_tensors, n_key_values = _counts(cursor)
     entries: dict[str, KeyValue] = {}
     for k in range(n_key_values):

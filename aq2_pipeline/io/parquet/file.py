@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,13 +14,14 @@ from aq2_pipeline import arrow, schemes
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.io.parquet.chunks import Part, Place, StoredLayer, joined
 from aq2_pipeline.io.parquet.claims import check_counts, check_texts, first_counts
+from aq2_pipeline.io.parquet.origin import metadata_of
 from aq2_pipeline.io.parquet.writing import CHUNK_NAMES, RAW, ROW_GROUP_BYTES
 from aq2_pipeline.io.paths import bad_file, open_regular
 from aq2_pipeline.layers import is_chunk
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["QuantizedFile"]
 
@@ -96,15 +96,9 @@ class QuantizedFile:
         return names.count(RAW.name) == 1 and arrow.is_binary(self.schema.field(RAW.name).type)
 
     @property
-    def source_metadata(self) -> dict[str, str]:
-        """The ``__metadata__`` of the safetensors file that this was made of."""
-        try:
-            found = json.loads(self.metadata.get("aq2.source_metadata", "{}"))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-            raise bad_file(self.path, "the key aq2.source_metadata is not an object of strings")
-        return found
+    def source_metadata(self) -> Mapping[str, Any]:
+        """The metadata of the model that this was made of."""
+        return metadata_of(self.metadata, self.path)
 
     @property
     def layers(self) -> list[StoredLayer]:

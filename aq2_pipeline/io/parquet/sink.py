@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections import deque
@@ -19,6 +17,7 @@ from aq2_pipeline.io.parquet.chunks import Part as StoredPart
 from aq2_pipeline.io.parquet.chunks import StoredLayer, joined
 from aq2_pipeline.io.parquet.file import QuantizedFile
 from aq2_pipeline.io.parquet.groups import GroupFile
+from aq2_pipeline.io.parquet.origin import told_of
 from aq2_pipeline.io.parquet.writing import (
     CHUNK_NAMES,
     LAYER_TABLE,
@@ -303,14 +302,5 @@ def _plain_bytes(dtype: str | None, shape: Sequence[int]) -> int:
 
 
 def from_options(options: Options) -> ParquetSink:
-    """Return the sink of a command, whose file says what it was made of, and how; nothing of the day."""
-    told = repr([tensor[:3] for tensor in options.source.tensors]).encode()
-    metadata = {
-        "aq2.recipe": options.recipe,
-        "aq2.source": options.source.path.name,
-        "aq2.source_tensors_sha256": hashlib.sha256(told).hexdigest(),
-    }
-    texts = dict(options.source.metadata)
-    if texts and all(isinstance(value, str) for value in texts.values()):
-        metadata["aq2.source_metadata"] = json.dumps(texts, sort_keys=True)
-    return ParquetSink(metadata, options.compression or "uncompressed")
+    """Return the sink of a command, whose file says what it was made of, and how."""
+    return ParquetSink(told_of(options.source, options.recipe), options.compression or "uncompressed")
