@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ParquetSink", "sink_parquet"]
 
+#: Bytes of a row's arrays from which on they are written where they are.
+_LARGE = 1 << 20
 #: Columns that are left out where no row has any.
 _OPTIONAL = (*CHUNK_NAMES, RAW.name)
 
@@ -173,9 +175,19 @@ def _table(rows: Sequence[_Row]) -> pa.Table:
         field.name: pa.array([row.told.get(field.name) for row in rows], field.type)
         for field in (*layout.LAYER_FIELDS, *layout.CHUNK_FIELDS)
     }
-    columns["quantized"] = _structs(rows)
+    columns["quantized"] = pa.chunked_array([_structs(run) for run in _runs(rows)])
     columns[RAW.name] = _binaries([row.raw for row in rows], np.array([row.raw is not None for row in rows]))
     return pa.table(columns)
+
+
+def _runs(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    """Yield rows that are written from one array; a large one stands alone, so that its codes are not copied."""
+    first = 0
+    for at, row in enumerate(rows):
+        if row.n_bytes >= _LARGE:
+            yield from filter(None, (rows[first:at], [row]))
+            first = at + 1
+    yield from filter(None, [rows[first:]])
 
 
 def _structs(rows: Sequence[_Row]) -> pa.Array:
@@ -198,7 +210,8 @@ def _binaries(arrays: Sequence[Array | None], valid: Array) -> pa.Array:
 def _joined(arrays: Sequence[Array | None], kind: Any) -> tuple[Array, Array]:
     """Return the offsets of arrays behind one another, and all of them as one."""
     there = [np.empty(0, kind) if array is None else array for array in arrays]
-    return build.offsets_of(np.array([array.size for array in there], np.int64)), np.concatenate(there)
+    values = there[0] if len(there) == 1 else np.concatenate(there)
+    return build.offsets_of(np.array([array.size for array in there], np.int64)), values
 
 
 class ParquetSink(Sink):
