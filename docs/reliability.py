@@ -61,7 +61,7 @@ SECTIONS = (
         "python -m tests.benchmarks.files",
         "`aq2 quantize` of models of 1, 3 and 10 GB under `ulimit -d` 2 GiB; medians of runs and of their parts, each "
         "alone: reading the file, the kernel over as many weights, writing as many bytes and fsync. A command takes a "
-        "second to start, and sums errors, which no part does: the rate is lower for small files, and where the disk is "
+        "second to start, and sums errors, which no part does: the rate is lower for small files, and where disks are "
         "fast. In another run the same 1.3 GB were written in 1.5 s, and the rates at 10 GB were 0.56, 0.91 and 0.72.",
     ),
     Section(
