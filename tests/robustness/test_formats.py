@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from robustness.harness import agreed, same
+from support import ggml, oracle
 from support.engines import BY_NAME, PATHS, connected, normalised, outcome
 from support.samples import bell, column, shapes
 
@@ -193,6 +194,19 @@ def test_try_gives_null_for_rows_that_a_format_does_not_take(path):
         found = con.sql("SELECT TRY(aq2_quantize(w, 'q4_0')) FROM source").fetchall()
     empty = good | {"length": 0, "row_length": 0, "quantized_data": b""}
     assert found == [(good,), (None,), (good,), (empty,)]
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int2_g32", "int4_g50_asym", "int8_channel", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
+)
+def test_case_61_every_surface_has_the_bytes_of_an_oracle(scheme):
+    """NumPy in float64 says what integers are, and ggml's C code what blocks are, on every surface."""
+    values, blocks = bell(N, 6) * np.float32(3), scheme.startswith("q")
+    found = agreed("quantize", column(values), f"{scheme}:reference" if blocks else scheme, SHAPE).to_pylist()[0]
+    if blocks:
+        assert found["quantized_data"] == ggml.quantize(scheme, values).tobytes()
+    else:
+        assert found == oracle.quantize(values, scheme, (N // ROW, ROW)).as_dict()
 
 
 def test_kinds_of_schemes_share_a_column():
