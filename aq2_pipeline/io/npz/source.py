@@ -13,6 +13,7 @@ from aq2_pipeline.io.npz.header import Header, read_npy
 from aq2_pipeline.io.npz.inflating import Inflated, first_bytes
 from aq2_pipeline.io.npz.members import DEFLATED, Member, list_members
 from aq2_pipeline.io.paths import bad_file, open_regular, source_path, stamp_of
+from aq2_pipeline.io.tables.collecting import collector_paused
 from aq2_pipeline.io.tables.dtypes import decoded, numpy_dtype
 from aq2_pipeline.io.tables.frames import lazy_frame
 from aq2_pipeline.io.tables.parts import Tensor
@@ -217,7 +218,7 @@ def open_npz(source: Any) -> Source:
     path = source_path(source, "scan_npz", reads=(".npz",))
     tensors: dict[str, Tensor] = {}
     spellings: dict[str, Spelling] = {}
-    with open_regular(path) as file:
+    with open_regular(path) as file, collector_paused():
         stamp = stamp_of(file)
         if not stamp[0]:
             raise bad_file(path, "the file is empty")
