@@ -1,8 +1,10 @@
 """A file that llama.cpp wrote: every quantized tensor of Gemma 3 270M in Q4_K_M, as four packages carry it."""
 
+import filecmp
 import tempfile
 from pathlib import Path
 
+import duckdb
 import gguf
 import numpy as np
 import polars as pl
@@ -13,9 +15,12 @@ from support import ggml
 
 import aq2_pipeline
 from aq2_pipeline import layout
+from aq2_pipeline.io.convert import convert
 from aq2_pipeline.io.gguf.header import read_header
 from aq2_pipeline.io.gguf.layout import header_of
 from aq2_pipeline.io.gguf.source import open_gguf
+from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.targets import Options, sink_for, target_for
 
 #: Tensors of each type in the file, and their weights.
 HOLDS = {
@@ -128,3 +133,16 @@ def test_the_header_is_written_again_to_the_byte(path):
     assert layout.header == theirs
     assert layout.size == path.stat().st_size
     assert list(layout.offsets) == [tensor.begin for tensor in header.tensors]
+
+
+def test_parquet_keeps_the_model(path, tmp_path):
+    """GGUF to Parquet and back is the same file to the byte, and Polars and DuckDB read what is between."""
+    for source, target in ((path, tmp_path / "m.parquet"), (tmp_path / "m.parquet", tmp_path / "again.gguf")):
+        opened = open_source(source)
+        convert(opened, target, sink_for(target_for(target), Options(opened, "")))
+    assert filecmp.cmp(path, tmp_path / "again.gguf", shallow=False)
+    schemes = pl.scan_parquet(tmp_path / "m.parquet").select(pl.col("quantized").struct["scheme"]).collect().to_series()
+    with duckdb.connect() as con:
+        found = con.execute("SELECT quantized.scheme FROM read_parquet(?)", [str(tmp_path / "m.parquet")]).fetchall()
+    assert schemes.to_list() == [scheme for (scheme,) in found]
+    assert set(schemes) >= HOLDS.keys()
