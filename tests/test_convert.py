@@ -18,6 +18,7 @@ from aq2_pipeline.io.convert import dequantize_file, quantize_file
 from aq2_pipeline.io.gguf.layout import header_of
 from aq2_pipeline.io.gguf.values import key_value
 from aq2_pipeline.io.opening import open_source
+from aq2_pipeline.io.parquet import sink
 from aq2_pipeline.io.parquet.file import QuantizedFile
 from aq2_pipeline.io.parquet.origin import metadata_of
 from aq2_pipeline.io.parquet.writing import write_quantized
@@ -55,6 +56,17 @@ def model(tmp_path):
     }
     save_file(entries, tmp_path / "model.safetensors", {"format": "pt", "note": "ü"})
     return tmp_path / "model.safetensors"
+
+
+def decoded_rows(path):
+    """Return the layer, start, scheme and weights of each row with codes, by Polars."""
+    columns = ["layer_name", pl.col("^start$"), pl.col("quantized").struct["scheme"].alias("scheme")]
+    decoded = pl.col("quantized").aq2.dequantize().alias("weights")
+    frame = pl.read_parquet(path).filter(pl.col("quantized").is_not_null()).select(*columns, decoded)
+    if "start" not in frame.columns:
+        frame = frame.with_columns(start=0)
+    rows = frame.select("layer_name", pl.col("start").fill_null(0), "scheme", "weights").rows()
+    return [(name, start, scheme, list(values)) for name, start, scheme, values in rows]
 
 
 def written(model, target, recipe=None, **options):
@@ -187,6 +199,23 @@ def test_file_says_what_made_it(model, tmp_path):
     assert found.keys() == keys
     assert (found["aq2.recipe"], found["aq2.source"]) == ("policy base, 3 bits", model.name)
     assert open_source(tmp_path / "q.parquet").metadata == {"format": "pt", "note": "ü"}
+
+
+@pytest.mark.parametrize("large", [1, 200, 1 << 40])
+def test_large_rows_alone_are_the_same_rows(large, model, tmp_path, monkeypatch):
+    """Which rows of a row group are written from their own arrays changes neither rows nor row groups."""
+    written(model, tmp_path / "q.parquet", Recipe("int4_g64", rules=(("*.bias", "f32"),)))
+    monkeypatch.setattr(sink, "_LARGE", large)
+    monkeypatch.setattr(convert, "CHUNK_WEIGHTS", 4096)
+    written(model, tmp_path / "own.parquet", Recipe("int4_g64", rules=(("*.bias", "f32"),)))
+    aq2_pipeline.sink_parquet(pl.scan_parquet(tmp_path / "own.parquet"), tmp_path / "again.parquet")
+    expected = {name: values for name, _, _, values in decoded_rows(tmp_path / "q.parquet")}
+    for name in ("own.parquet", "again.parquet"):
+        found: dict[str, list[float]] = {}
+        for layer, start, _, values in decoded_rows(tmp_path / name):
+            assert start == len(found.setdefault(layer, []))
+            found[layer] += values
+        assert found == expected
 
 
 def test_key_values_of_gguf_go_through_parquet(tmp_path):
