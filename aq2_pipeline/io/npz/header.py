@@ -66,20 +66,23 @@ class Header(NamedTuple):
     n_bytes: int
 
 
-def read_npy(first: Callable[[int], bytes]) -> Header:
+def read_npy(start: bytes, first: Callable[[int], bytes]) -> Header:
     """Return the header of an array.
 
     Parameters
     ----------
+    start : bytes
+        The first bytes of the array's file, as many as are at hand.
     first : callable
-        Returns the first bytes of the array's file, as many as asked for unless there are less.
+        Returns the first bytes of it, as many as asked for unless there are less.
 
     Raises
     ------
     ValueError
         If it is none, or one of Python objects.
     """
-    start = first(len(_MAGIC) + 6)
+    if len(start) < len(_MAGIC) + 6:
+        start = first(len(_MAGIC) + 6)
     version, minor = start[6:8] if len(start) > len(_MAGIC) + 1 else (0, 0)
     if start[:6] != _MAGIC or version not in _VERSIONS or minor:
         msg = f"the member is no .npy array of the versions 1 to 3: it begins with {start[:8]!r}"
@@ -90,7 +93,7 @@ def read_npy(first: Callable[[int], bytes]) -> Header:
     if n > MAX_HEADER_BYTES:
         msg = f"the header claims {n} bytes; at most {MAX_HEADER_BYTES} are read"
         raise ValueError(msg)
-    text = first(at + n)
+    text = start if len(start) >= at + n else first(at + n)
     if len(text) < at + n:
         msg = f"the member ends after {len(text)} bytes, in its header"
         raise ValueError(msg)

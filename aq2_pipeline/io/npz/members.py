@@ -24,6 +24,8 @@ __all__ = ["DEFLATED", "STORED", "Member", "list_members"]
 STORED, DEFLATED = 0, 8
 #: Bytes of a member's data that are read with its header.
 AHEAD = 256
+#: Bytes that are read at once where members are small: a read takes as long as so many.
+_WINDOW = 1 << 14
 
 _LOCAL = Struct("<4s22x2H")
 _ENTRY = Struct("<4s4x2H4x3L3H8xL")
@@ -77,10 +79,10 @@ def list_members(file: FileIO, path: Path, size: int) -> Iterator[tuple[Member, 
     """
     begin, end, count = _directory(file, path, size)
     directory = _read(file, begin, end - begin)
-    at, spans = 0, []
+    at, spans, window = 0, [], _Window(file)
     for _ in range(count):
         entry, local, at = _entry(path, directory, at)
-        told = _read(file, local, min(_LOCAL.size + len(entry.spelling) + AHEAD, max(begin - local, 0)))
+        told = window.read(local, min(_LOCAL.size + len(entry.spelling) + AHEAD, max(begin - local, 0)))
         member = _located(path, entry, told, local, begin)
         spans.append((local, member.end, member.name))
         yield member, told[member.begin - local :][: member.end - member.begin]
@@ -90,6 +92,27 @@ def list_members(file: FileIO, path: Path, size: int) -> Iterator[tuple[Member, 
     for (_, stop, before), (start, _, name) in pairwise(spans):
         if start < stop:
             raise bad_file(path, f"its bytes overlap with those of {before[:64]!r}", layer=name)
+
+
+class _Window:
+    """What was read last of a file: small members follow one another, and many are in one read.
+
+    Parameters
+    ----------
+    file : FileIO
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file, self._at, self._text = file, 0, b""
+
+    def read(self, at: int, n: int) -> bytes:
+        """Return bytes of a place as `_read` does."""
+        skipped = at - self._at
+        if not 0 <= skipped <= len(self._text) - n:
+            is_near = 0 <= skipped < _WINDOW
+            self._at, self._text = at, _read(self._file, at, max(n, _WINDOW) if is_near else n)
+            skipped = 0
+        return self._text[skipped : skipped + n]
 
 
 def _read(file: FileIO, at: int, n: int) -> bytes:

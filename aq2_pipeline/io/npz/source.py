@@ -260,7 +260,7 @@ def _header(file: FileIO, member: Member, start: bytes) -> Header:
             stored = file.read(n_wanted) or b""
         return first_bytes(stored, n) if member.method == DEFLATED else stored[:n]
 
-    header = read_npy(first)
+    header = read_npy(b"" if member.method == DEFLATED else start, first)
     n_bytes = header.n_bytes + math.prod(header.shape) * header.item_bytes
     if member.size != n_bytes:
         shape = list(header.shape)
