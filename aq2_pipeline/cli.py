@@ -9,13 +9,12 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from aq2_pipeline import __version__, policy
+from aq2_pipeline import __version__, policy, signals
 from aq2_pipeline import schemes as known_schemes
 from aq2_pipeline.errors import Aq2Error
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
-TERMINATED = 143
 #: What `compare` tries unless told otherwise.
 _COMPARED = "int2_g32_asym,int3_g64_asym,int4_g128,int4_g64,int4_g64_asym,int6_g64,int8_g128"
 
@@ -85,10 +83,10 @@ Compression = Annotated[str | None, typer.Option(help="Of a Parquet file: lz4, s
 
 
 def main() -> None:
-    """Run the command; a termination signal unwinds, so that no temporary file stays."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    """Run the command; signals that stop it unwind, so that no temporary file stays."""
     atexit.register(_leave_uncollected)
-    app()
+    with signals.stopping():
+        app()
 
 
 def _leave_uncollected() -> None:

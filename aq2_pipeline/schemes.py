@@ -336,8 +336,8 @@ def _parse_text(text: str) -> Scheme:
         if match:
             break
     else:
-        msg = f"scheme: {text!r} is unknown"
-        raise SchemeError(msg, _nearest(name.strip().lower()))
+        msg = f"scheme: {text[:200]!r}{'...' * (len(text) > 200)} is unknown"  # noqa: PLR2004 - a few lines
+        raise SchemeError(msg, _nearest(name[:200].strip().lower()))
     if colon and method not in family.methods:
         known = ", ".join(map(repr, family.methods)) or "none"
         msg = f"scheme: {text!r} has the unknown method {method!r}"

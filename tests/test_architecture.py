@@ -141,7 +141,8 @@ MAY_IMPORT = {
     "differences": {"kernels", "threads", "weights"},
     "differing": LEFT_OF_FILES | {"differences"},
     "console": set(),
-    "cli": LEFT_OF_FILES | {"", "comparing", "console", "demo", "differing", "picture"},
+    "signals": set(),
+    "cli": LEFT_OF_FILES | {"", "comparing", "console", "demo", "differing", "picture", "signals"},
     "demo": LEFT_OF_FILES | {""},
 }
 

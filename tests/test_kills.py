@@ -268,6 +268,39 @@ def test_signals_leave_nothing(model, tmp_path, sent, code, kind):
     assert (target.read_bytes(), temporary(tmp_path)) == (b"old", [])
 
 
+DEAF = """
+import signal, sys, time, weakref
+from aq2_pipeline.io import listing
+class Object:
+    pass
+def work(*_, **__):
+    n_asked = 0
+    def ask(_):
+        nonlocal n_asked
+        n_asked += 1
+        signal.raise_signal({sent})
+    for _ in range(3):
+        there = Object()
+        watched = weakref.ref(there, ask)
+        del there
+    assert n_asked == 3  # nothing stopped it
+    time.sleep(60)
+listing.inspect_file = work
+from aq2_pipeline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_that_nothing_could_catch_are_raised_again(model, sent, code):
+    """A signal that comes in a weak reference's callback, where Python drops exceptions, stops the command too."""
+    command = [sys.executable, "-c", DEAF.format(sent=int(sent)), "inspect", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == code, done.stderr
+    assert "ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 

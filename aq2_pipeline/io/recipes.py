@@ -69,7 +69,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.scheme is None:
             policy.policy_scheme(None, None, self.bits, self.mode)
-        for one in ([self.scheme] if self.scheme else []) + [rule[1] for rule in self.rules]:
+        for one in ([] if self.scheme is None else [self.scheme]) + [rule[1] for rule in self.rules]:
             if one != KEEP and schemes.parse(one).input_dtype:
                 msg = f"{one!r} says a dtype, and a file knows its own"
                 raise SchemeError(msg, "leave out what follows '@'")
@@ -125,7 +125,7 @@ class Recipe:
     def schemes(self) -> list[Scheme]:
         """Return the schemes that the recipe names; those of a policy are not known before its layers."""
         named = [wanted for _, wanted in self.rules if wanted != KEEP]
-        return [schemes.parse(one) for one in ([self.scheme] if self.scheme else []) + named]
+        return [schemes.parse(one) for one in ([] if self.scheme is None else [self.scheme]) + named]
 
 
 def parse_rule(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from importlib import resources
 import numpy as np
 import pyarrow as pa
 
+from aq2_pipeline.pieces import SLICE_SIZE
 from tests.support.models import minilm_outputs
 
 #: Record batches that DuckDB shares out to its threads.
@@ -135,9 +136,10 @@ def real_model():
     with zipfile.ZipFile(io.BytesIO(resources.files("all_minilm_l6_v2").joinpath("model.zip").read_bytes())) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".safetensors"))
         tensors = load(archive.read(name))
-    matrices = [tensor.ravel() for tensor in tensors.values() if tensor.ndim == 2 and tensor.dtype == np.float32]
+    kept = [tensors[name] for name in sorted(tensors)]  # the library's order is another each time
+    matrices = [tensor.ravel() for tensor in kept if tensor.ndim == 2 and tensor.dtype == np.float32]
     found = np.concatenate(matrices)
     found.flags.writeable = False
-    # A call of a kernel takes 8M weights at the most; the table of words has more.
-    sizes = [part.size for matrix in matrices for part in np.array_split(matrix, 1 + matrix.size // (1 << 22))]
+    # The table of words has more weights than a call of a kernel takes.
+    sizes = [part.size for matrix in matrices for part in np.array_split(matrix, 1 + matrix.size // SLICE_SIZE)]
     return found, np.array(sizes, np.int64)
