@@ -69,8 +69,8 @@ SECTIONS = (
         "interrupts",
         (),
         "python -m tests.robustness.interrupts",
-        "From the signal to the end of the call, and files left behind. Of the command, `exit 0` is a job that was done "
-        "before the signal came, `exit -2` and `exit -15` a signal that came while Python itself was starting.",
+        "From the signal to the end of the call, and files left behind. Of the command, `exit 0` is a job that was "
+        "done before the signal came, `exit -2` and `exit -15` a signal that came while Python itself was starting.",
     ),
     Section(
         "Soak",

@@ -307,11 +307,9 @@ def main() -> None:
     for signal_name in ("SIGINT", "SIGTERM"):
         name = f"command {signal_name}"
         if given.only in name:
-            found[name] = summary(
-                stop_command(
-                    getattr(signal, signal_name), "q.parquet", given.tries, longest=1.2, n_layers=96, pause=0.1
-                )
-            )
+            number = getattr(signal, signal_name)
+            answers = stop_command(number, "q.parquet", given.tries, longest=1.2, n_layers=96, pause=0.1)
+            found[name] = summary(answers)
             print(name, json.dumps(found[name]), flush=True)
     if given.write_report:
         command = "python -m tests.robustness.interrupts --write-report"

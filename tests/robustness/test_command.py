@@ -90,7 +90,7 @@ def matrix(value, position=0, *, rest=1.0, dtype=np.float32):
 
 
 def back(folder, values, scheme):
-    """Return what a layer decodes to, after the command quantized and decoded it."""
+    """Return a layer after the command quantized it, and turned it into floats again."""
     source = model(folder / "m.safetensors", it=values)
     assert aq2("quantize", source, folder / "q.parquet", "--scheme", scheme).exit_code == 0
     done = aq2("dequantize", folder / "q.parquet", folder / "back.safetensors")
@@ -277,7 +277,7 @@ BAD = [entry for entry in ENTRIES_OF_FILES if entry.startswith("bad/")]
 def test_crafted_file(tmp_path, entry):
     """Cases 62 to 78: every command refuses a file that contradicts its format, and says which."""
     for told in refused_wholly(FOLDER / opened(entry), tmp_path, copied="78-scale" not in entry):
-        assert "corpus/bad" in told
+        assert "corpus/bad" in told or "layer 'w', position " in told
 
 
 @pytest.mark.parametrize("name", ["m.bin", "m.pt", "m.pkl", "m.safetensors", "m.gguf", "m.npz", "m.onnx", "m"])

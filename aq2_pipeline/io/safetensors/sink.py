@@ -118,7 +118,12 @@ class SafetensorsSink(Sink):
         if row.quantized is not None and row.quantized.scheme.name == IDENTITIES.get(dtype):
             yield Piece(row.name, begin, row.quantized.data)
             return
-        weights = row.weights if row.quantized is None else decoded(row.quantized)
+        weights = row.weights
+        if row.quantized is not None:
+            try:
+                weights = decoded(row.quantized)
+            except InputValueError as error:
+                raise error.at(layer=row.name, position=row.start + (error.position or 0)) from None
         yield Piece(row.name, begin, float_bytes(weights, dtype, row.name, row.start))
 
     def files(self, specs: Sequence[Spec]) -> list[OutFile]:
