@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ _SOON = 0.01
 
 @contextlib.contextmanager
 def stopping() -> Iterator[None]:
-    """Make SIGTERM a SystemExit(143) in the block, which unwinds; hand it, and SIGINT, over until code can catch them.
+    """Make SIGTERM a SystemExit(143), which unwinds; raise it, and a KeyboardInterrupt, again where it was dropped.
 
-    For the main thread of a process that is the command's own: handlers stay as they are set.
+    For the main thread of a process that is the command's own: what is set stays set after the block.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.unraisablehook = _raise_again
@@ -41,7 +42,7 @@ def stopping() -> Iterator[None]:
 def _raise_again(dropped: sys.UnraisableHookArgs) -> None:
     """Send a signal again whose exception nothing could catch; tell of other exceptions as ever."""
     number = _RAISED_BY.get(dropped.exc_type)
-    if number is None:
+    if number is None or threading.current_thread() is not threading.main_thread():  # handlers run in the main one
         sys.__unraisablehook__(dropped)
         return
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
