@@ -299,6 +299,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         child(given.child, given.folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     found = {}
     for name in SURFACES:
         if given.only in name:
