@@ -13,7 +13,8 @@ import pyarrow.types as pt
 from aq2_pipeline import arrow, schemes
 from aq2_pipeline.errors import Aq2Error
 from aq2_pipeline.io.parquet.chunks import Part, Place, StoredLayer, joined
-from aq2_pipeline.io.parquet.claims import check_counts, check_texts, first_counts
+from aq2_pipeline.io.parquet.claims import check_counts, check_texts, first_counts, leaf_names
+from aq2_pipeline.io.parquet.footer import read_claims
 from aq2_pipeline.io.parquet.origin import metadata_of
 from aq2_pipeline.io.parquet.writing import CHUNK_NAMES, RAW, ROW_GROUP_BYTES
 from aq2_pipeline.io.paths import bad_file, open_regular
@@ -126,12 +127,13 @@ class QuantizedFile:
         fields = ("scheme", "length", "row_length")
         columns = [name for name in ("layer_name", "shape", "dtype", *CHUNK_NAMES) if name in self.schema.names]
         metadata = self._file.metadata
-        check_counts(metadata, first_counts(metadata), self.path)
-        texts = [name for name in ("layer_name", "dtype") if name in columns]
-        self._read(lambda: check_texts(_readable(self.path), [*texts, "quantized.scheme"], self.path))
+        claims = read_claims(self.path)
+        check_counts(metadata, claims, first_counts(metadata), self.path)
+        texts = {"layer_name", "dtype", "quantized.scheme"}.intersection(leaf_names(metadata, self.path))
+        self._read(lambda: check_texts(_readable(self.path), sorted(texts), self.path))
         rows = self._read(lambda: self._file.read([*columns, *(f"quantized.{name}" for name in fields)]).to_pylist())
         parts = [self._part(row) for row in rows]
-        check_counts(metadata, self._counts(parts), self.path)
+        check_counts(metadata, claims, self._counts(parts), self.path)
         return parts
 
     def _counts(self, parts: Sequence[Part]) -> list[dict[str, int]]:
