@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -19,7 +20,8 @@ from robustness.test_written_files import Sentinel, bomb
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from aq2_pipeline import cli
+from aq2_pipeline import Aq2Error, cli
+from aq2_pipeline.io.opening import open_source
 
 SCHEMES = ("int4_g64", "int8_channel", "q8_0", "nf4_g64")
 N = 64
@@ -50,25 +52,26 @@ def refused(*arguments, code=1):
     return last
 
 
-def refused_wholly(source, folder, *, copied=True):
+def refused_wholly(source, folder, *, copied=True, listed=False):
     """Demand of every command that it refuses a model, leaves an earlier target as it was, and writes nothing else.
 
     `copied` is False of files whose blocks are right as bytes, and wrong as numbers: `convert` copies them, and
-    `diff` does not decode layers that only one model has.
+    `diff` does not decode layers that only one model has. `listed` is True of files that are damaged where only
+    weights stand: `inspect` does not read them.
     """
     target = folder / "q.parquet"
     target.write_bytes(b"earlier")
     before = contents(folder)
     told = set()
     for command in (
-        ("inspect", source),
-        ("inspect", source, "--json", "--metadata"),
+        *([] if listed else [("inspect", source), ("inspect", source, "--json", "--metadata")]),
         ("quantize", source, target, "--scheme", "int8_channel"),
         ("quantize", source, folder / "made", "--to", "compressed-tensors"),
         ("dequantize", source, folder / "new.safetensors"),
         ("compare", source),
         ("diff", source, source),
-        *([("convert", source, folder / "new.gguf"), ("diff", FOLDER / "good/69-folder", source)] if copied else []),
+        *([("convert", source, folder / "new.gguf")] if copied else []),
+        *([("diff", FOLDER / "good/69-folder", source)] if copied and not listed else []),
     ):
         told.add(refused(*command))
     assert contents(folder) == before
@@ -273,11 +276,22 @@ def test_case_48_names_are_data(tmp_path, name):
 BAD = [entry for entry in ENTRIES_OF_FILES if entry.startswith("bad/")]
 
 
+def is_listed(path):
+    """Return whether a file that fuzzing found lists its layers: damage among the weights is not seen until then."""
+    if "87-fuzz" not in path.name:
+        return False
+    with suppress(Aq2Error):
+        return bool(open_source(path).tensors)
+    return False
+
+
 @pytest.mark.parametrize("entry", BAD, ids=[f"case_{Path(entry).name}" for entry in BAD])
 def test_crafted_file(tmp_path, entry):
     """Cases 62 to 78: every command refuses a file that contradicts its format, and says which."""
-    for told in refused_wholly(FOLDER / opened(entry), tmp_path, copied="78-scale" not in entry):
-        assert "corpus/bad" in told or "layer 'w'" in told  # of blocks that are wrong as numbers
+    path = FOLDER / opened(entry)
+    for told in refused_wholly(path, tmp_path, copied="78-scale" not in entry, listed=is_listed(path)):
+        # of blocks that are wrong as numbers, and of layers that compressed-tensors refuses before it reads them
+        assert "corpus/bad" in told or "layer 'w'" in told or "layer 'a.w': compressed-tensors" in told
 
 
 @pytest.mark.parametrize("name", ["m.bin", "m.pt", "m.pkl", "m.safetensors", "m.gguf", "m.npz", "m.onnx", "m"])
